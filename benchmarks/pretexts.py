@@ -85,7 +85,7 @@ class PretextTrainer(PretrainTrainer):
     def __init__(self, args: PretrainArguments, pretext: str) -> None:
         super().__init__(args)
         self.pretext = pretext
-        self.facts["method"] = f"benchmarks/pretexts.py, {pretext}"
+        self.run_info["method"] = f"benchmarks/pretexts.py, {pretext}"
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         images = self.normalize(batch["pixel_values"])

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from .training.finetuning import finetune
     from .training.pretraining import pretrain
 
-# Public names and their modules. A module is imported on first use of its name: `import ddep_hub` imports none of
-# them.
+# Public names and their modules. Modules are imported lazily, on first use of a name.
 _MODULES = {
     "DDePConfig": "configuration_ddep",
     "DDePForPreTraining": "modeling_ddep",

@@ -2,9 +2,9 @@
 
 `AutoModel.register` and its siblings take classes, so calling them in `ddep_hub/__init__.py` would import torch, timm
 and most of transformers. Calling them as soon as transformers' Auto classes are imported is no better: transformers
-imports these from the middle of its own modules, such as `modeling_layers`, which a model cannot be imported from at
-that moment. So this adds names, as transformers does for its own models, and transformers imports a class when a
-checkpoint asks for it.
+imports these from the middle of its own modules, such as `modeling_layers`, from which a model cannot be imported at
+that point. This module therefore registers names, as transformers does for its own models, and transformers imports a
+class when a checkpoint needs it.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 AUTO_PACKAGE = "transformers.models.auto"
-# The tables by the module that holds them.
+# The tables, by the module that defines them.
 AUTO_MAPPINGS: dict[str, dict[str, str | dict[str, str]]] = {
     f"{AUTO_PACKAGE}.configuration_auto": {"CONFIG_MAPPING": "DDePConfig"},
     f"{AUTO_PACKAGE}.modeling_auto": {
@@ -31,7 +31,7 @@ AUTO_MAPPINGS: dict[str, dict[str, str | dict[str, str]]] = {
 
 
 def register_auto_classes() -> None:
-    """Adds this package's classes to transformers' tables: now where they are imported, else when they are."""
+    """Adds this package's classes to transformers' tables: now if they are imported already, else on import."""
     # Where transformers looks for the classes of the model type `ddep`; the package imports them lazily.
     sys.modules["transformers.models.ddep"] = sys.modules["ddep_hub"]
     for name in AUTO_MAPPINGS:
@@ -48,7 +48,7 @@ def _add_names(module: ModuleType) -> None:
 
 
 class _RegisterAfterImport(MetaPathFinder):
-    """Lets the usual finders find a module with a table, and adds the names after it was executed."""
+    """Lets the usual finders find a module with a table, and adds the names once it has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -18,7 +18,7 @@ from .shipped import resolve_name, suggest_shipped_models
 
 __version__ = "0.1.0"
 
-# Increased when a folder written now could not be read by an older ddep_hub.
+# Increased when an older ddep_hub could not read folders written by this version.
 FORMAT_VERSION = 1
 
 # Fields that together define the classes.
@@ -30,7 +30,7 @@ RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_on
 # Arguments of `from_pretrained`, transformers' and the models' own, that resemble a field.
 _NON_FIELD_ARGUMENTS = ("code_revision", "encoder_weights")
 
-# What corruptions without noise have the decoder predict.
+# Prediction types of the corruptions without noise.
 PREDICTED = {"masked": "sample", "downsampled": "features"}
 
 # Written into configurations by transformers itself: `auto_map` with remote code, `use_cache` by its Trainer.
@@ -40,9 +40,9 @@ logger = logging.get_logger(__name__)
 
 
 def _to_name(name: Any) -> str:
-    """A class's name; integers are names too, but JSON has them as text where they are keys."""
+    """A class's name; integers are names too, but become strings as JSON keys."""
     if not isinstance(name, str | numbers.Integral) or isinstance(name, bool):
-        raise TypeError(f"{name!r} is no name")
+        raise TypeError(f"{name!r} is not a name")
     return str(name)
 
 
@@ -66,35 +66,35 @@ class DDePConfig(PreTrainedConfig):
             `None` means `(256, 128, 64, 16)` for an encoder of stride 16 and `(256, 128, 64, 32, 16)` for stride 32.
             With fewer blocks than the stride allows, predictions are upsampled bilinearly to the image's size.
         decoder_bottleneck_size: channels of the 3x3 convolution before the first block; 0 removes it.
-        decoder_width: factor on `decoder_hidden_sizes` (in the paper, we believe, 1x, 2x, 3x); the bottleneck keeps
-            its size.
+        decoder_width: multiplier of `decoder_hidden_sizes` (in the paper, we believe, 1x, 2x, 3x); the bottleneck is
+            not scaled.
         decoder_norm: `"batch"` (as in TransUNet) or `"group"` (for batches of one, and for exact data parallelism).
-        decoder_interpolation: `"bilinear"` or `"nearest"`, how each block doubles the resolution.
+        decoder_interpolation: `"bilinear"` or `"nearest"`, the upsampling in each block.
         freeze_encoder: `True` is DDeP (only the decoder is pretrained), `False` is DeP (everything is; the paper's DeP
-            starts from random weights). Only used by [`DDePForPreTraining`].
+            starts from random weights). Used only by [`DDePForPreTraining`].
         corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
             `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`. The other two are not in the DDeP paper:
-            `"masked"` sets patches to 0, which are then predicted (`prediction_type="sample"`); `"downsampled"` halves
-            the image's sides, and the encoder's features of the whole image are predicted
+            `"masked"` sets patches to 0 and predicts them (`prediction_type="sample"`); `"downsampled"` halves the
+            image's resolution and predicts the encoder's features of the full-resolution image
             (`prediction_type="features"`).
         prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image, `"features"` its features.
         sigma: standard deviation of the noise in units of `pixel_values`, that is, after normalisation; or a range
-            `(low, high)` from which each example draws its own. Unused without noise.
-        mask_ratio: share of the patches that `corruption="masked"` masks.
+            `(low, high)` from which the level of each example is drawn. Unused without noise.
+        mask_ratio: fraction of the patches that `corruption="masked"` masks.
         mask_patch_size: side of these patches in pixels.
-        image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
-            This is for encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0's 16
-            channels at stride 2. It is dropped together with the head.
-        label_colors: red, green and blue of each class, 0 to 255, in the order of the class ids, for pictures; `None`
-            lets `ddep-hub predict` choose.
-        image_scale_range: smallest and largest factor by which the image processor resized the images of fine-tuning,
-            for a warning about images that it resizes by a different one; `None` if unknown.
+        image_skip: whether the denoising head also gets the noisy image, in units of the noise (not in the paper).
+            This is for encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0 with
+            16 channels at stride 2. It is dropped together with the head.
+        label_colors: RGB colour of each class, 0 to 255, in the order of the class ids, for overlays; `None` lets
+            `ddep-hub predict` choose.
+        image_scale_range: smallest and largest factor by which the image processor resized the fine-tuning images,
+            used to warn about images that are resized by a different factor; `None` if unknown.
         semantic_loss_ignore_index: label that the segmentation loss ignores.
-        initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
-        decoder_only: marks a folder whose weights file holds no encoder. Set by
+        initializer_range: standard deviation of the weights of a newly initialised classifier or denoising head.
+        decoder_only: marks a folder whose weights file has no encoder. Set by
             `save_pretrained(..., decoder_only=True)`, not by hand.
         ddep_hub_version: version of the package that wrote the folder.
-        format_version: version of the folder's format. A newer version than this package knows raises an error.
+        format_version: version of the folder's format. A version newer than this package supports raises an error.
 
     Raises:
         ValueError: an undeclared name that is close to a declared field; a folder with a newer format.
@@ -146,7 +146,7 @@ class DDePConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _match_labels(self, num_labels: Any) -> None:
-        config: Any = self  # the fields are transformers', which mypy does not read
+        config: Any = self  # the fields are defined by transformers, where mypy does not see them
         is_integer = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)  # NumPy's too
         if num_labels is not None and not (is_integer and num_labels > 0):
             raise ValueError(f"num_labels must be a whole number of at least 1, got {num_labels!r}.")
@@ -164,7 +164,7 @@ class DDePConfig(PreTrainedConfig):
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"id2label must map ids to names, such as 0 to 'sky', got {config.id2label}.") from None
         if not names:
-            raise ValueError("id2label names no class. Name at least one, or leave it out.")
+            raise ValueError("id2label is empty. Name at least one class, or leave it out.")
         if num_labels is not None and num_labels != len(names):
             raise ValueError(
                 f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass only id2label."
@@ -209,7 +209,7 @@ class DDePConfig(PreTrainedConfig):
             raise ValueError(f"encoder_kwargs must not hold {reserved}: the model sets them itself. Leave them out.")
         if (self.encoder_kwargs or {}).get("patch_drop_rate"):
             raise ValueError("encoder_kwargs: patch_drop_rate drops patches that the decoder needs. Leave it out.")
-        _ = self.sigma_range  # raises an error if it is none
+        _ = self.sigma_range  # raises an error if it is invalid
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}.")
         if self.mask_patch_size < 1:
@@ -217,8 +217,8 @@ class DDePConfig(PreTrainedConfig):
         target = PREDICTED.get(self.corruption)
         if target is not None and (self.prediction_type != target or self.image_skip):
             raise ValueError(
-                f'corruption="{self.corruption}" predicts another target than noise, and its head does not see the '
-                f'corrupted image. Set prediction_type="{target}" and image_skip=False.'
+                f'corruption="{self.corruption}" does not predict noise, and its head does not get the corrupted '
+                f'image. Set prediction_type="{target}" and image_skip=False.'
             )
         if self.prediction_type == "features" and target != "features":
             raise ValueError('prediction_type="features" needs corruption="downsampled". Set both.')
@@ -230,7 +230,7 @@ class DDePConfig(PreTrainedConfig):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """`sigma` as `(low, high)`, both equal where it is one number.
+        """`sigma` as `(low, high)`; both are equal if it is one number.
 
         Raises:
             ValueError: It is neither a positive number nor a range of them.
@@ -279,14 +279,14 @@ class DDePConfig(PreTrainedConfig):
             config_dict |= {name: kwargs.pop(name) for name in unknown}
         labels = {name: kwargs.pop(name) for name in _LABEL_FIELDS if kwargs.get(name) is not None}
         stored = config_dict.get("id2label")
-        # Another label map replaces the stored one as a whole; the same number of labels leaves the names alone.
+        # A new label map replaces the stored one as a whole; with the same number of labels, the names are kept.
         if labels and (set(labels) != {"num_labels"} or stored is None or len(stored) != labels["num_labels"]):
             replaced_fields = (*_LABEL_FIELDS, "label_colors")  # other classes have other colours
             config_dict = {name: value for name, value in config_dict.items() if name not in replaced_fields} | labels
         return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """As in transformers; the file names this version as its writer, and no code that the folder does not hold."""
+        """As in transformers; records this version, and drops references to code that the folder does not contain."""
         self.ddep_hub_version, self.format_version = __version__, FORMAT_VERSION
         config: Any = self
         # Either may have been set since; the other follows from it.
@@ -296,7 +296,7 @@ class DDePConfig(PreTrainedConfig):
             config.id2label = names
         config.label2id = None
         self._match_labels(None)
-        # A map left by a folder that carried code; entries with "--" point to a repository, which still does.
+        # Left over from a folder that included code; entries with "--" point to a repository that still has it.
         auto_map = self.__dict__.pop("auto_map", {})
         valid_entries = {
             auto_class: code

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Model = DDePForPreTraining | DDePForSemanticSegmentation
 HEADS = {DDePForPreTraining: "noise_head", DDePForSemanticSegmentation: "classifier"}
-# Arguments of `smp.Unet` that DDeP models have too, and what the others must be (`None` if they are not listed).
+# Arguments of `smp.Unet` that DDeP models share, and the allowed values of the others (`None` if they are not listed).
 SHARED_ARGUMENTS = ("encoder_name", "encoder_weights", "decoder_channels", "in_channels", "classes")
 ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
     "encoder_depth": (5,),
@@ -43,7 +43,7 @@ ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
 def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     """Converts a folder or Hub id that `save_pretrained` of an `smp.Unet` wrote to a [`DDePForSemanticSegmentation`].
 
-    `output` is the folder to write, which must be empty. Returns how far the outputs of both differ, see
+    `output` is the output folder, which must be empty. Returns the difference between the outputs of both, see
     [`compare_outputs`]. Raises a ValueError if a part has no counterpart, or the outputs differ by more than rounding.
     """
     check_empty(output)
@@ -52,7 +52,7 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
         allowed = ALLOWED_VALUES.get(name, (None,))
         if name not in SHARED_ARGUMENTS and value not in allowed:
             supported = " or ".join(map(repr, allowed))
-            raise ValueError(f"{name}={value!r} of this U-Net is not supported. Supported: {supported}.")
+            raise ValueError(f"{name}={value!r} is not supported. Convert a U-Net with {name}={supported}.")
     encoder_name = timm_name(arguments["encoder_name"])
     config = DDePConfig(
         encoder_name=encoder_name,
@@ -77,8 +77,8 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
             load_processor(str(source), config).save_pretrained(folder)
         else:
             logger.warning(
-                f"{source} says nothing of mean, std and size: the converted model normalises images as timm does for "
-                f"{encoder_name}, and does not resize them. If the U-Net was trained otherwise, edit {PREPROCESSOR}."
+                f"{source} does not record mean, std and size: the converted model normalises images as timm does for "
+                f"{encoder_name}, and does not resize them. If the U-Net was trained differently, edit {PREPROCESSOR}."
             )
             processor_for_encoder(encoder_name, num_channels=config.num_channels).save_pretrained(folder)
     return comparison
@@ -87,8 +87,8 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
 def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     """Writes a model as an `smp.Unet`, for `smp.from_pretrained`; the model is put into eval mode.
 
-    `output` is the folder to write, which must be empty; the model's image processor is saved there too. Returns how
-    far the outputs of both differ, see [`compare_outputs`]. Raises a ValueError if a part of the model has no
+    `output` is the output folder, which must be empty; the model's image processor is saved there too. Returns the
+    difference between the outputs of both, see [`compare_outputs`]. Raises a ValueError if a part of the model has no
     counterpart in the U-Net.
     """
     check_empty(output)
@@ -134,7 +134,7 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     with atomic_dir(output) as folder:
         unet.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a card of placeholders
-        processor.save_pretrained(folder)  # which a U-Net has no place for
+        processor.save_pretrained(folder)  # not part of an SMP model
     return comparison
 
 
@@ -149,27 +149,27 @@ def _import_smp() -> Any:
 
 
 def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The U-Net of a folder or Hub id, in eval mode, and the arguments it was built with."""
+    """Loads the U-Net of a folder or Hub id, in eval mode, and the arguments it was built with."""
     smp = _import_smp()
     if Path(source).exists():
         config = Path(source) / "config.json"
         kind = json.loads(config.read_text(encoding="utf-8")).get("_model_class") if config.is_file() else None
         if kind is not None and kind != "Unet":
-            raise OSError(f"{source} holds {kind}, and only a Unet has the decoder of DDeP models.")
+            raise OSError(f"{source} contains a {kind}. Only a Unet can be converted.")
         if kind is None:
             raise OSError(
                 f"{source} is not a folder that `save_pretrained` of an `smp.Unet` wrote. Load a .pth or .ckpt file "
                 "into an `smp.Unet` with the arguments it was trained with, and call its `save_pretrained`."
             )
     try:
-        # The folder holds the weights, so those it was built with need not be downloaded.
+        # The folder has the weights, so pretrained ones need not be downloaded.
         unet = smp.from_pretrained(str(source), encoder_weights=None).eval()
     except (SafetensorError, pickle.UnpicklingError, KeyError, RuntimeError, TypeError) as error:
         raise OSError(f"{source} cannot be read as a U-Net of segmentation_models.pytorch: {error}") from error
     except LocalEntryNotFoundError as error:
         raise OSError(f"{source} is not a folder, and cannot be loaded from the Hub: {error}") from error
     if type(unet) is not smp.Unet:
-        raise ValueError(f"{source} is {type(unet).__name__}, not a Unet; only a Unet has the decoder of DDeP models.")
+        raise ValueError(f"{source} is a {type(unet).__name__}. Only a Unet can be converted.")
     return unet, {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
@@ -177,12 +177,12 @@ def _compare_with_smp(model: Model, unet: nn.Module, description: str) -> dict[s
     config = model.config
     processor = processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
     normalize = Normalize.from_processor(processor)
-    # At other sizes SMP does not pad, and resizes skips instead.
+    # At other sizes, SMP resizes the skip connections instead of padding the image.
     images = render_images((2 * model.ddep.stride, 3 * model.ddep.stride), 2, model.config.num_channels, normalize)
     try:
         return compare_outputs(unet, functools.partial(prediction, model), [images])
-    except (AssertionError, ValueError) as error:  # timm asserts that an image has the only size a model takes
-        raise ValueError(f"The {description} computes something else: {error}. Nothing was written.") from error
+    except (AssertionError, ValueError) as error:  # timm asserts that images have a model's fixed size
+        raise ValueError(f"The {description} gives different outputs: {error}. Nothing was written.") from error
 
 
 def timm_name(encoder_name: str) -> str:
@@ -197,14 +197,14 @@ def timm_name(encoder_name: str) -> str:
 
 
 def prediction(model: Model, images: torch.Tensor) -> torch.Tensor:
-    """Output of the head for images as they are: no noise is added for a denoiser."""
+    """Output of the head for uncorrupted images: no noise is added for a denoiser."""
     head = getattr(model, HEADS[type(model)])
     hidden_state = model.ddep(images, return_dict=True).last_hidden_state
     return model.ddep.to_image_size(head(hidden_state), *images.shape[-2:])
 
 
 def _rename_to_ddep(model: Model, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A U-Net's weights, in their order, under the prefixes of a DDeP model."""
+    """Renames a U-Net's weights to the prefixes of a DDeP model, in their order."""
     prefixes = {
         "encoder.model.": "ddep.encoder.",  # of timm's own models
         "encoder.": "ddep.encoder.",

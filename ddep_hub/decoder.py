@@ -1,10 +1,10 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """The decoder: a pyramid built from an encoder's features, and TransUNet's cascaded upsampler, as in a U-Net.
 
-Encoders with a pyramid of their own (ConvNeXt, ResNet, Swin, ...) pass through. A plain vision transformer has one
-stride and no fine features: chosen blocks are projected and resampled to strides 4 to 32, as in DPT (arXiv
-2103.13413), and a shallow convolution stem gives strides 1 and 2. All of this belongs to the decoder: it is pretrained
-with it, and decoder-only checkpoints hold it.
+Pyramids of hierarchical encoders (ConvNeXt, ResNet, Swin, ...) are passed through. A plain vision transformer has one
+stride and no fine features: the outputs of selected blocks are projected and resampled to strides 4 to 32, as in DPT
+(arXiv 2103.13413), and a shallow convolutional stem adds strides 1 and 2. All of this belongs to the decoder: it is
+pretrained with it, and saved in decoder-only checkpoints.
 """
 
 import math
@@ -21,7 +21,7 @@ from .resampling import pad_to_multiple, padded_size, resample
 
 
 DEFAULT_HIDDEN_SIZES = (256, 128, 64, 32, 16)
-# Channels of the levels that an encoder lacks, by stride. For the stem, they are its widths.
+# Channels of the added levels, by stride; for the stem, its widths.
 STEM_CHANNELS = {1: 16, 2: 32}
 LEVEL_CHANNELS = {4: 64, 8: 128, 16: 256, 32: 512}
 
@@ -36,12 +36,12 @@ class DDePDecoderConv(nn.Conv2d):
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Convolves `hidden_state`, or its concatenation with `skip` along the channels.
 
-        The concatenation is not made: a convolution is the sum of those over the two parts. That saves its memory,
-        and with a frozen encoder the gradient with respect to `skip`.
+        Instead of concatenating, the two parts are convolved separately and added. That saves memory and, with a
+        frozen encoder, the gradient with respect to `skip`.
         """
         if skip is None:
             return super().forward(hidden_state)
-        if torch.compiler.is_exporting():  # a sum would ask whether the sizes, maybe symbols, are the same
+        if torch.compiler.is_exporting():  # a sum would compare the sizes, which may be symbolic
             return super().forward(torch.cat([hidden_state, skip], dim=1))
         hidden_weight, skip_weight = self.weight.split([hidden_state.shape[1], skip.shape[1]], dim=1)
         output = F.conv2d(hidden_state, hidden_weight, self.bias, self.stride, self.padding)
@@ -49,7 +49,7 @@ class DDePDecoderConv(nn.Conv2d):
 
 
 class DDePConvNormAct(nn.Sequential):
-    """Convolution, norm and activation; the convolution may take a skip connection."""
+    """Convolution, norm and activation, with an optional skip connection."""
 
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Maps `(batch, C, H, W)` and an optional skip `(batch, C', H, W)` to `(batch, out, H, W)`."""
@@ -65,8 +65,8 @@ def conv_norm_act(
     if norm == "batch":
         layer: nn.Module = nn.BatchNorm2d(out_channels)
     else:
-        # At least 8 channels per group: with one channel per group the norm would erase each channel's mean, and on a
-        # 1x1 map its whole signal.
+        # At least 8 channels per group: with one channel per group, the norm would remove each channel's mean, and on
+        # a 1x1 map the whole signal.
         groups = math.gcd(32, max(1, out_channels // 8), out_channels)
         layer = nn.GroupNorm(groups, out_channels)
     return DDePConvNormAct(
@@ -82,12 +82,12 @@ def expected_weight_norm(weight: torch.Tensor) -> float:
 
 @torch.no_grad()
 def restore_weight_norms(module: nn.Module) -> None:
-    """Scales each convolution in front of a norm to the norm that He initialisation gives its weights.
+    """Rescales the weights of each convolution in front of a normalisation layer to their norm at He initialisation.
 
-    The function stays the same, as the norm divides the scale out again, but not the training that follows: a step of
-    Adam has a fixed size, so weights that have grown in pretraining turn the more slowly, with the square of their
-    norm. BatchNorm's running statistics are scaled along. `from_pretrained` leaves weights as they are stored:
-    fine-tuning calls this before it starts from a denoising decoder. Not in the paper.
+    The output does not change, because the normalisation layer cancels the scale, but the training that follows does:
+    the step size of Adam is fixed, so weights that have grown in pretraining rotate more slowly, by the square of
+    their norm. BatchNorm's running statistics are rescaled to match. `from_pretrained` does not do this; fine-tuning
+    calls it before it starts from a pretrained decoder. Not in the paper.
     """
     for layers in module.modules():
         if isinstance(layers, DDePConvNormAct):
@@ -100,19 +100,20 @@ def restore_weight_norms(module: nn.Module) -> None:
 
 
 class DDePPyramid(nn.Module):
-    """Brings an encoder's features to strides that are increasing powers of two.
+    """Builds a feature pyramid, whose strides are increasing powers of two, from an encoder's features.
 
-    - The features of an encoder with a pyramid are levels as they are. If its finest stride is above 4, the levels
-      down to 4 are made from its finest feature.
-    - Of other encoders, features are spread over the levels of stride 4 to 32, the earliest on the finest.
-    - The stem gives strides 1 and 2 below a made level, and below all of an encoder that sees the images resampled.
+    - If the encoder has a pyramid, its features are used unchanged. If its finest stride is above 4, levels down to
+      stride 4 are derived from its finest feature map.
+    - Otherwise, the features are assigned to levels of stride 4 to 32, the earliest block to the finest level.
+    - The stem adds strides 1 and 2, as far as the encoder lacks them, if levels are derived or the encoder resamples
+      its input.
 
-    A made level is a 1x1 convolution with norm and ReLU, then bilinear resampling. Transposed convolutions, which DPT
-    has instead, would tie the strides to the patch size: from 14 none leads to 4. Where they fit, they were half a
-    point better (docs/results.md).
+    A derived level is a 1x1 convolution with norm and ReLU, followed by bilinear resampling. The transposed
+    convolutions of DPT would tie the strides to the patch size: from 14, none leads to 4. Where they fit, they were
+    half a point better (docs/results.md).
 
     Attributes:
-        strides: The levels' strides, growing.
+        strides: The levels' strides, in increasing order.
         channels: Their channels.
     """
 
@@ -121,12 +122,12 @@ class DDePPyramid(nn.Module):
         encoder_levels = dict(zip(maps.strides, range(len(maps.strides)), strict=True)) if maps.is_pyramid else {}
         finest = min(encoder_levels, default=64)
         new_strides = [stride for stride in LEVEL_CHANNELS if stride < finest] if finest > 4 else []
-        # The feature that each level is made of; features are spread over the levels where there is no pyramid.
+        # The feature map that each level is derived from; without a pyramid, they are distributed over the levels.
         sources = {
             stride: 0 if encoder_levels else level * len(maps.channels) // len(new_strides)
             for level, stride in enumerate(new_strides)
         }
-        # Levels finer than the last block takes would be computed, and saved, for nothing.
+        # Levels finer than the last block uses would be computed and saved for nothing.
         deepest = max((*new_strides, *encoder_levels))
         last = 1 if config.decoder_hidden_sizes is None else deepest // 2 ** len(config.decoder_hidden_sizes)
         sources = {stride: source for stride, source in sources.items() if stride >= last}
@@ -158,12 +159,12 @@ class DDePPyramid(nn.Module):
     def forward(
         self, features: Sequence[torch.Tensor], pixel_values: torch.Tensor, covered_size: tuple[int, int]
     ) -> list[torch.Tensor]:
-        """Makes the levels.
+        """Computes the levels.
 
         Args:
             features: The encoder's features, each `(batch, C, rows, columns)`.
             pixel_values: The images, `(batch, C, H, W)`.
-            covered_size: Height and width in pixels of what the features cover: the image and its padding, if any.
+            covered_size: Height and width in pixels of the area that the features cover: the image with its padding.
 
         Returns:
             One tensor `(batch, channels, H' / stride, W' / stride)` for each of `strides`, where H' and W' are the
@@ -189,7 +190,7 @@ class DDePPyramid(nn.Module):
 
 
 def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]:
-    """Channels of the decoder's blocks after widening, coarsest first."""
+    """Channels of the decoder's blocks, scaled by `decoder_width`, coarsest first."""
     doublings = int(math.log2(encoder_stride))
     sizes = config.decoder_hidden_sizes
     if sizes is None:
@@ -204,7 +205,7 @@ def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]
 
 
 class DDePDecoderBlock(GradientCheckpointingLayer):
-    """Doubles the resolution, concatenates the encoder's feature of that resolution, and applies two convolutions."""
+    """Upsamples by 2, concatenates the encoder's features of that resolution, and applies two convolutions."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: str, interpolation: str) -> None:
         super().__init__()
@@ -214,14 +215,14 @@ class DDePDecoderBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Maps `(batch, C, H, W)` and an optional skip `(batch, C', 2H, 2W)` to `(batch, out, 2H, 2W)`."""
-        # With half-pixel centres, as timm and tiled inference assume: the result does not depend on where a tile ends.
+        # With half-pixel centres, so that the result does not depend on where a tile ends.
         hidden_state = F.interpolate(hidden_state, scale_factor=2, mode=self.interpolation)
         output: torch.Tensor = self.conv2(self.conv1(hidden_state, skip))
         return output
 
 
 class DDePDecoder(nn.Module):
-    """Pyramid, bottleneck convolution if any, and a [`DDePDecoderBlock`] per entry of `decoder_hidden_sizes`."""
+    """Pyramid, optional bottleneck convolution, and a [`DDePDecoderBlock`] per entry of `decoder_hidden_sizes`."""
 
     def __init__(self, config: DDePConfig, maps: FeatureMaps) -> None:
         super().__init__()
@@ -250,8 +251,8 @@ class DDePDecoder(nn.Module):
         """Runs the decoder; see [`DDePPyramid`] for its arguments.
 
         Returns:
-            Outputs of the bottleneck (without one, the deepest level) and of each block, coarsest first; the last one
-            is the decoder's result.
+            Outputs of the bottleneck (without one, the deepest level) and of each block, coarsest first; the last is
+            the decoder's output.
         """
         levels = self.pyramid(features, pixel_values, covered_size)
         by_stride = dict(zip(self.strides, levels, strict=True))

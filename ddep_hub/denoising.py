@@ -1,14 +1,14 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """The denoising objective (DDeP paper, section 3): corruption, target, and the denoised image. Pure functions.
 
-Both corruptions by noise belong to one family. With `gamma = 1 / (1 + sigma^2)`,
+The two kinds of noise are related. With `gamma = 1 / (1 + sigma^2)`,
 
     simple:  x~ = x + sigma * noise
     scaled:  x~ = sqrt(gamma) * x + sqrt(1 - gamma) * noise  =  sqrt(gamma) * simple
 
-so at equal sigma they carry the same signal-to-noise ratio and differ by a factor alone. Two more kinds of corruption
-are not in the DDeP paper: masking sets patches of the image to 0, as in SimMIM (arXiv 2111.09886), and downsampling
-halves its sides.
+so at equal sigma they have the same signal-to-noise ratio and differ only by a factor. Two more corruptions are not in
+the DDeP paper: masking sets patches of the image to 0, as in SimMIM (arXiv 2111.09886), and downsampling halves its
+resolution.
 """
 
 import math
@@ -31,7 +31,7 @@ def check_noise(
 ) -> None:
     """Raises a ValueError if the shape of `noise` or `sigma` does not match `clean`, or `sigma` is not positive.
 
-    Skips what is `None`, and the values of a tensor `sigma`, which may be on a GPU.
+    `None` is not checked, nor are the values of a tensor `sigma`, which may be on a GPU.
     """
     batch = clean.shape[0]
     if noise is not None and noise.shape != clean.shape:
@@ -57,7 +57,7 @@ def check_noise(
 
 
 def gamma_from_sigma(sigma: torch.Tensor | float) -> torch.Tensor | float:
-    """Share of the signal's variance in the scaled corruption, in (0, 1]: `1 / (1 + sigma^2)`."""
+    """Fraction of the signal's variance in the scaled corruption, in (0, 1]: `1 / (1 + sigma^2)`."""
     return 1.0 / (1.0 + sigma**2)
 
 
@@ -81,15 +81,15 @@ def sample_sigma(
 
 
 def broadcast_like(values: torch.Tensor | float, reference: torch.Tensor) -> torch.Tensor:
-    """Levels of shape `(batch,)` or a number, shaped and typed to multiply `reference` of shape `(batch, C, H, W)`."""
+    """A number, or values `(batch,)`, in a shape and dtype that broadcast with `reference`, `(batch, C, H, W)`."""
     values = torch.as_tensor(values, dtype=reference.dtype, device=reference.device)
     return values.reshape(-1, *[1] * (reference.ndim - 1)) if values.ndim else values
 
 
 def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float, corruption: str) -> torch.Tensor:
-    """Adds noise to images `(batch, C, H, W)`, by the corruption `"scaled"` or `"simple"`.
+    """Adds noise to images `(batch, C, H, W)`, with the corruption `"scaled"` or `"simple"`.
 
-    `noise` is standard normal, of the same shape; `sigma` is its level, a number or one per image, `(batch,)`.
+    `noise` is standard normal, of the same shape; `sigma` is its level, one number or one per image, `(batch,)`.
     """
     _check(corruption, "scaled", "simple")
     sigma = broadcast_like(sigma, clean)
@@ -98,10 +98,10 @@ def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | floa
 
 
 def draw_mask(noise: torch.Tensor, mask_ratio: float, patch_size: int) -> torch.Tensor:
-    """Draws the patches to mask, the same number in each image: at least one, and never all of several.
+    """Draws the patches to mask, the same number in each image: at least one, but not all unless there is only one.
 
-    They are chosen by the order of `noise`, `(batch, C, H, W)`, at the patches' corners; `patch_size` is their side in
-    pixels. Returns bool `(batch, 1, H, W)`, true where a pixel is masked.
+    They are ranked by the values of `noise`, `(batch, C, H, W)`, at the patches' corners; `patch_size` is their side
+    in pixels. Returns bool `(batch, 1, H, W)`, true where a pixel is masked.
     """
     corners = noise[:, 0, ::patch_size, ::patch_size]
     ranks = corners.flatten(1).argsort(1).argsort(1).reshape(corners.shape)
@@ -112,7 +112,7 @@ def draw_mask(noise: torch.Tensor, mask_ratio: float, patch_size: int) -> torch.
 
 
 def downsample(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Halves the sides of images `(batch, C, H, W)`, which must be even, without aliasing."""
+    """Downsamples images `(batch, C, H, W)` by 2 with antialiasing; their sides must be even."""
     height, width = pixel_values.shape[-2:]
     return resize(pixel_values, (height // 2, width // 2))
 
@@ -120,14 +120,14 @@ def downsample(pixel_values: torch.Tensor) -> torch.Tensor:
 def feature_target(
     features: Sequence[torch.Tensor], covered_size: tuple[int, int], stride: int, size: tuple[int, int]
 ) -> torch.Tensor:
-    """The features of an image that a decoder predicts from the image at half its size, on one grid.
+    """The features of an image that a decoder predicts from the downsampled image, on one grid.
 
-    Each position of each feature is normalised to mean 0 and variance 1 over its channels, as the targets of I-JEPA
-    (arXiv 2301.08243) are.
+    Each position of each feature map is normalised to mean 0 and variance 1 over its channels, like the targets of
+    I-JEPA (arXiv 2301.08243).
 
     Args:
         features: The encoder's features to predict, each `(batch, C, rows, columns)`.
-        covered_size: Height and width in pixels that they cover.
+        covered_size: Height and width in pixels of the area that they cover.
         stride: Stride of the grid in pixels.
         size: Rows and columns of the grid.
 
@@ -139,12 +139,12 @@ def feature_target(
 
 
 def noise_scale(sigma: torch.Tensor | float, corruption: str) -> torch.Tensor | float:
-    """Factor of the noise in a corrupted image: `sigma`, or `sqrt(1 - gamma)` for the scaled corruption."""
+    """Coefficient of the noise in a corrupted image: `sigma`, or `sqrt(1 - gamma)` for the scaled corruption."""
     return sigma * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else sigma
 
 
 def denoising_target(clean: torch.Tensor, noise: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """What the network is trained to predict: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
+    """The training target: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
     _check(prediction_type, "epsilon", "sample")
     return noise if prediction_type == "epsilon" else clean
 
@@ -152,10 +152,10 @@ def denoising_target(clean: torch.Tensor, noise: torch.Tensor, prediction_type: 
 def mean_squared_error(
     prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean squared error; with a mask of [`draw_mask`], the mean over the images of that of their masked pixels."""
+    """Mean squared error; with a mask from [`draw_mask`], of each image's masked pixels, averaged over the images."""
     if mask is None:
         return F.mse_loss(prediction, target)
-    # Per image, so that the loss does not depend on how a batch is divided, however many pixels are masked in each.
+    # Per image, so that the loss does not depend on how a batch is split, even if the number of masked pixels varies.
     squared_error = ((prediction - target).square() * mask).mean((1, 2, 3))
     return (squared_error / mask.float().mean((1, 2, 3))).mean()
 
@@ -168,10 +168,10 @@ def denoise(
     corruption: str,
     prediction_type: str,
 ) -> torch.Tensor:
-    """The clean image that a prediction implies; exact if the prediction is.
+    """The clean image implied by a prediction; exact if the prediction is.
 
-    `noisy`, `prediction` and the result are `(batch, C, H, W)`; `sigma` is a number or `(batch,)`. `corruption` is the
-    one that `noisy` was made with, and `prediction_type` what `prediction` stands for.
+    `noisy`, `prediction` and the result are `(batch, C, H, W)`; `sigma` is a number or `(batch,)`. `corruption` is how
+    `noisy` was made, and `prediction_type` what `prediction` is.
     """
     _check(corruption, "scaled", "simple")
     _check(prediction_type, "epsilon", "sample")

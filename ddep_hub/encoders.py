@@ -1,10 +1,10 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """timm models as encoders: an ordinary timm module in, its features out.
 
-The encoder is the timm model itself, so its state dict has timm's own keys. Three kinds serve: models whose
+The encoder is the timm model itself, so its state dict has timm's own keys. Three kinds are supported: models whose
 `feature_info` is a pyramid (ConvNeXt, ResNet, ResNetV2-BiT, EfficientNet, Swin, ...); the ResNet-ViT hybrids, whose
-CNN part gives the skips and whose transformer gives the deepest feature; and models of one stride (ViT, DINOv2, EVA,
-...), of which some blocks are taken. See [`DDePPyramid`] for what the decoder makes of them.
+CNN provides the skip connections and whose transformer the deepest features; and single-stride models (ViT, DINOv2,
+EVA, ...), of which the outputs of some blocks are used. [`DDePPyramid`] builds the decoder's pyramid from them.
 """
 
 import difflib
@@ -31,7 +31,7 @@ from .resampling import pad_to_multiple, resize
 _DYNAMIC_SIZE_KWARGS: dict[str, dict[str, Any]] = {
     "deit": {"dynamic_img_size": True},
     "eva": {"dynamic_img_size": True},
-    "gemma4_vit": {"global_pool": "avg"},  # the soft pooling of its encoders wants multiples of 48
+    "gemma4_vit": {"global_pool": "avg"},  # the soft pooling of its encoders needs multiples of 48
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
     "swin_transformer_v2_cr": {"dynamic_img_size": True},
@@ -39,7 +39,7 @@ _DYNAMIC_SIZE_KWARGS: dict[str, dict[str, Any]] = {
     "vision_transformer_hybrid": {"dynamic_img_size": True},
     "vitamin": {"dynamic_img_size": True},
 }
-# Families, and one model, with tables, windows or weights for one image size. Images are resampled to it.
+# Families, and one model, whose tables, windows or weights fix the image size. Images are resampled to it.
 _FIXED_SIZE_MODELS = (
     "bat_resnext26ts", "beit", "byoanet", "cait", "coat", "convit", "crossvit", "efficientformer",
     "efficientformer_v2", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer",
@@ -47,23 +47,23 @@ _FIXED_SIZE_MODELS = (
 )  # fmt: skip
 # Classifier weights that remain after pruning.
 _CLASSIFIER_ATTRIBUTES = {"efficientvim": ("weights", "weights_dist")}
-# Number of decoder levels made from blocks of a model without a pyramid.
+# Number of decoder levels derived from blocks of a model without a pyramid.
 _NUM_LEVELS = 4
 
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What the decoder gets from an encoder.
+    """The features of an encoder that the decoder uses.
 
     Attributes:
         indices: Positions of the features in timm's `feature_info`.
         channels: Channels of each feature.
-        strides: Stride of each feature in pixels, as timm has it.
-        is_pyramid: Whether the strides are growing powers of two.
-        norm: Whether features pass the encoder's final norm. Those of a plain transformer do, because in a block's
-            output a few channels dwarf the others.
-        image_size: Height and width that images are resampled to, if the encoder takes no other size.
-        multiple: Sides are padded to multiples of this, if it takes many sizes.
+        strides: Stride of each feature in pixels, from timm.
+        is_pyramid: Whether the strides are increasing powers of two.
+        norm: Whether the encoder's final norm is applied to the features. It is for plain transformers, because a few
+            channels of a block's output are far larger than the others.
+        image_size: Height and width that images are resampled to, if the encoder accepts no other size.
+        multiple: Sides are padded to multiples of this, if it accepts many sizes.
     """
 
     indices: tuple[int, ...]
@@ -80,14 +80,14 @@ class DDePEncoderBlock(GradientCheckpointingLayer, Block):
 
 
 class DDePEvaBlock(GradientCheckpointingLayer, EvaBlock):
-    """The same for timm's block with rotary positions (EVA-02, DINOv3, ...)."""
+    """The same for timm's block with rotary position embeddings (EVA-02, DINOv3, ...)."""
 
 
 class DDePHybridEncoder(VisionTransformer):
     """timm's ResNet-ViT hybrid, whose forward returns a pyramid.
 
     This overrides forward instead of being a separate function, because device placement hooks into forward, and this
-    module owns some weights itself (class token, position embeddings).
+    module has weights of its own (class token, position embeddings).
     """
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -101,7 +101,7 @@ class DDePHybridEncoder(VisionTransformer):
             skips = [stem, hidden_state]
         grid = embed.proj(hidden_state)
         height, width = grid.shape[-2:]
-        # timm's own order of steps, class token included: the weights were trained with it.
+        # The same steps as in timm, including the class token: the weights were trained with it.
         tokens = self.norm_pre(self._pos_embed(grid.permute(0, 2, 3, 1)))
         for block in self.blocks:
             tokens = block(tokens)
@@ -122,14 +122,14 @@ def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
         matches = difflib.get_close_matches(own_name.split(".")[0], timm.list_models(), n=3)
         matches = [own_name] if own_name != name and timm.is_model(own_name.split(".")[0]) else matches
         raise ValueError(
-            f"encoder_name: timm {timm.__version__} has no model `{name}`. Close to it: {matches or 'none'}."
+            f"encoder_name: timm {timm.__version__} has no model `{name}`. Similar names: {matches or 'none'}."
         )
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = timm.list_pretrained(f"{architecture}.*")
         raise ValueError(
-            f"encoder_name: timm {timm.__version__} has no weights `{name}`, but {', '.join(tags) or 'none'}."
+            f"encoder_name: timm {timm.__version__} has no weights `{name}`. Available: {', '.join(tags) or 'none'}."
         ) from error
     defaults: dict[str, Any] = _DYNAMIC_SIZE_KWARGS.get(_family(name), {})
     return {"num_classes": 0, "in_chans": config.num_channels, **defaults, **(config.encoder_kwargs or {})}
@@ -141,7 +141,7 @@ def _family(encoder_name: str) -> str:
 
 
 def build_encoder(config: DDePConfig) -> nn.Module:
-    """Builds the encoder as initialised by timm, without the layers after its last used feature."""
+    """Builds the encoder as initialised by timm, without the layers after the last feature used."""
     return finish_encoder(create_timm_model(config), config)
 
 
@@ -149,7 +149,7 @@ def create_timm_model(config: DDePConfig) -> nn.Module:
     """Builds the whole timm model without a classifier; see [`build_encoder`]."""
     arguments = encoder_arguments(config)
     if _family(config.encoder_name) == "csatv2" and config.num_channels != 3:  # its stem is a transform of RGB
-        raise ValueError(f"num_channels: {config.encoder_name} takes RGB images alone. Choose another encoder.")
+        raise ValueError(f"num_channels: {config.encoder_name} takes only RGB images. Choose another encoder.")
     try:
         return timm.create_model(config.encoder_name, pretrained=False, **arguments)
     except (TypeError, RuntimeError, AssertionError) as error:
@@ -162,7 +162,7 @@ def create_timm_model(config: DDePConfig) -> nn.Module:
 def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     """Turns a timm model into an encoder, in place.
 
-    Layers after the last used feature are removed: unused, they would get no gradient in fine-tuning.
+    Layers after the last feature used are removed, because they would get no gradient in fine-tuning.
     """
     maps = _feature_maps(encoder, config)
     if is_hybrid(encoder):
@@ -170,7 +170,7 @@ def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     elif hasattr(encoder, "prune_intermediate_layers"):
         encoder.prune_intermediate_layers(list(maps.indices), prune_norm=not maps.norm, prune_head=True)
         if not maps.norm and hasattr(getattr(encoder, "head", None), "norm"):
-            encoder.head.norm = nn.Identity()  # older releases of timm leave it there
+            encoder.head.norm = nn.Identity()  # not removed by older releases of timm
     for name in _CLASSIFIER_ATTRIBUTES.get(_family(config.encoder_name), ()):
         setattr(encoder, name, None)
     for module in encoder.modules():
@@ -193,12 +193,12 @@ def unwrap_model(module: nn.Module) -> nn.Module:
 
 
 def is_hybrid(encoder: nn.Module) -> bool:
-    """Whether the encoder is a vision transformer over a CNN whose stages are features too."""
+    """Whether the encoder is a vision transformer on top of a CNN whose stages are features too."""
     encoder = unwrap_model(encoder)
     if not (isinstance(encoder, VisionTransformer) and isinstance(encoder.patch_embed, HybridEmbed)):
         return False
     backbone = encoder.patch_embed.backbone
-    # The second is the stem of a ResNetV2 alone: vit_tiny_r.
+    # The second is only the stem of a ResNetV2: vit_tiny_r.
     return isinstance(backbone, ResNetV2) or (hasattr(backbone, "conv") and hasattr(backbone, "pool"))
 
 
@@ -216,13 +216,13 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
         features = _hybrid_features(encoder)
     if not features:
         raise ValueError(
-            f"encoder_name: timm {timm.__version__} provides no features for `{name}`. Choose another encoder, such "
+            f"encoder_name: `{name}` of timm {timm.__version__} has no intermediate features. Choose another, such "
             "as `convnext_tiny` or `vit_small_patch14_reg4_dinov2`."
         )
     indices = _out_indices(config, [stride for _, stride in features], is_hybrid(encoder))
     channels, strides = zip(*(features[index] for index in indices), strict=True)
     is_pyramid = _is_pyramid(strides)
-    # One level of a pyramid is none, but has no norm either. SAM's norm is a convolution to other channels.
+    # A single level is not a pyramid, but gets no norm either. SAM's norm is a convolution to other channels.
     norm = not (is_pyramid or _is_pyramid([stride for _, stride in features])) and all(
         entry.get("num_chs_norm", entry["num_chs"]) == entry["num_chs"] for entry in info
     )
@@ -265,7 +265,7 @@ def _is_pyramid(strides: Sequence[int]) -> bool:
 
 
 def fixed_image_size(config: DDePConfig) -> tuple[int, int] | None:
-    """The only image size that an encoder accepts; `None` if it accepts many."""
+    """The only image size that an encoder accepts; `None` if it accepts others."""
     name = config.encoder_name
     if not {name.split(".")[0], _family(name)} & set(_FIXED_SIZE_MODELS):
         return None
@@ -287,8 +287,8 @@ def _hybrid_features(encoder: nn.Module) -> list[tuple[int, int]]:
 def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
     """Runs the encoder.
 
-    `pixel_values`, `(batch, C, H, W)`, are padded by repeating their last row and column, or, for encoders that take a
-    single size, resampled to it. Returns one tensor `(batch, channels, rows, columns)` for each entry of
+    `pixel_values`, `(batch, C, H, W)`, are padded by repeating the last row and column or, for encoders with a fixed
+    image size, resampled to it. Returns one tensor `(batch, channels, rows, columns)` for each entry of
     [`feature_maps`], and the height and width in pixels that they cover: those of the image with its padding.
     """
     maps = feature_maps(encoder)
@@ -301,8 +301,8 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     if is_hybrid(encoder):
         return encoder(pixel_values), (covered_size[0], covered_size[1])
     model = unwrap_model(encoder)
-    # accelerate moves weights and inputs to their device where a module is called. `forward_intermediates` is not, and
-    # timm also reads weights of layers that it does not call (EVA, BEiT, Swin V2), so all are loaded for the pass.
+    # accelerate's hooks move weights and inputs when a module is called. `forward_intermediates` bypasses them, and
+    # timm also reads weights of layers that it does not call (EVA, BEiT, Swin V2), so all weights are loaded first.
     hooks = {}
     # Replicas of nn.DataParallel have no parameters.
     if "_hf_hook" in vars(model) or next(model.parameters(), pixel_values).device.type == "meta":
@@ -331,11 +331,11 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
 
 
 def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation, of pixels in [0, 1], that the encoder's weights were trained with (timm's)."""
+    """Mean and standard deviation of pixels in [0, 1] that the encoder's weights were trained with, from timm."""
     cfg = timm.get_pretrained_cfg(encoder_name)
     if cfg is None:
         raise ValueError(
-            f"encoder_name: timm {timm.__version__} describes no weights for `{encoder_name}`, so their mean and std "
+            f"encoder_name: timm {timm.__version__} has no weights for `{encoder_name}`, so their mean and std "
             "are unknown. Pass image_mean and image_std."
         )
     return list(cfg.mean), list(cfg.std)

@@ -1,4 +1,4 @@
-"""Exports fine-tuned models to ONNX and `torch.export` files, each compared with the model before it is kept."""
+"""Exports fine-tuned models to ONNX and `torch.export` files, each verified against the model."""
 
 import contextlib
 import copy
@@ -43,7 +43,7 @@ FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 WRITTEN_FILES = {*FILES.values(), "model.onnx.data", "export.json"}
 BATCH_SIZES = (1, 3)
 MAX_SIDE = 8192  # of images of any size, in pixels
-# Largest difference of an output as a share of the largest one, and the share of pixels whose class must be the same.
+# Tolerance of outputs, relative to the largest one, and the fraction of pixels that must get the same class.
 TOLERANCE, MIN_SAME_CLASS = 1e-4, 0.9999
 
 
@@ -59,28 +59,28 @@ def export(
 
     Each file maps `pixel_values`, float32 (batch, channels, height, width), preprocessed by the image processor, to
     `logits`, float32 (batch, num_labels, height, width). Each file is read back and compared with the model on
-    rendered scenes, in batch sizes (and for any size, in image sizes) that it was not traced with. `export.json` holds
-    what a caller needs: mean, std and size, class names, names of input and output, versions.
+    rendered scenes, at batch sizes (and, if the image size is dynamic, image sizes) other than those of tracing.
+    `export.json` holds what a caller needs: mean, std and size, class names, names of input and output, versions.
 
     Args:
         model: The fine-tuned model; it is moved to the CPU, made float32 and put into eval mode.
         folder: Folder to write. An earlier export there is replaced when the new one is complete.
-        size: Height and width in pixels of the preprocessed images; multiples of the encoder's stride are not needed.
-            By default the processor's height and width; if it has none, images of any size with sides longer than the
+        size: Height and width in pixels of the preprocessed images; they need not be multiples of the encoder's
+            stride. By default the processor's height and width; if it has none, any size with sides longer than the
             stride.
         processor: The model's image processor; by default the one it was saved with.
         formats: Files to write: `onnx` (for onnxruntime and others), `torch` (for `torch.export.load`).
 
     Returns:
-        By format, the largest `difference` of a logit as a share of the largest one, and the share of pixels with the
-        `same_class`.
+        For each format, the largest `difference` of a logit, relative to the largest logit, and the fraction of pixels
+        with the `same_class`.
 
     Raises:
         FileExistsError: The folder holds something other than an export.
         OSError: The files cannot be written, as on a full disk.
         TypeError: `model` is not a model.
         ValueError: A format is unknown, the extra `export` is not installed, the encoder needs a size, the processor
-            resizes images to less, or a file differs from the model; the folder is then unchanged.
+            resizes images to a smaller size, or a file differs from the model; the folder is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -113,14 +113,14 @@ def export(
         size = (size[0], size[1])
         _check_size(size, resize)
     resample = processor.resample
-    channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
-    # For any size: multiples of the stride and others, and a side that is padded by nearly a whole stride.
+    channel_order = getattr(processor, "channel_order", None)  # missing in transformers' processors
+    # With dynamic sizes: multiples of the stride and others, and a side that is padded by nearly a whole stride.
     sizes = (
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
     )
     (mean, std, rescale_factor), normalize = get_normalization(processor), Normalize.from_processor(processor)
     images = [render_images(image_size, max(BATCH_SIZES), config.num_channels, normalize) for image_size in sizes]
-    # In its fastest form; the written file is compared with the original model.
+    # With folded BatchNorms; the file is compared with the original model.
     fast_model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     folded = fold_batch_norms(fast_model, lambda network: [network(pixel_values=images[0][:1]).logits])
     trace = functools.partial(_export_program, _Logits(folded), images[0][:2], any_size=size is None)
@@ -134,7 +134,7 @@ def export(
                 try:
                     exported = _write_onnx(program, temp_dir / FILES[name])
                 except torch.onnx.OnnxExporterError:
-                    # Hiera's attention over five dimensions: without torch's fused operator it is plain products.
+                    # Hiera's attention has five dimensions: without torch's fused operator, it is exported as matmuls.
                     with _disable_fused_attention(folded):
                         exported = _write_onnx(trace(), temp_dir / FILES[name])
             try:
@@ -170,7 +170,7 @@ def export(
 
 
 def _check_size(size: tuple[int, int], resize: Mapping[str, int]) -> None:
-    """Refuses a size above those that the image processor gives: the model would see images at another scale.
+    """Rejects a size larger than the image processor's: the model would see images at a different scale.
 
     Smaller ones may be windows of resized images.
     """
@@ -188,7 +188,7 @@ def _check_size(size: tuple[int, int], resize: Mapping[str, int]) -> None:
 
 
 class _Logits(nn.Module):
-    """A segmentation model, images in and logits out."""
+    """Wraps a segmentation model: images in, logits out."""
 
     def __init__(self, model: DDePForSemanticSegmentation) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class _Logits(nn.Module):
 
 
 def _export_program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.export.ExportedProgram:
-    """Traces a model; not all encoders can be traced for any size."""
+    """Traces a model; not all encoders can be traced with dynamic image sizes."""
     batch = Dim("batch", min=1)
     if not any_size:
         return torch.export.export(traced, (example,), dynamic_shapes=({0: batch},))
@@ -208,18 +208,18 @@ def _export_program(traced: _Logits, example: torch.Tensor, any_size: bool) -> t
         f"size: {type(encoder).__name__} cannot be exported for images of any size. Pass the height and width that "
         "the image processor gives, such as `--size 512 1024`."
     )
-    # With padding that depends on the size (TensorFlow's "same", Swin's windows), torch's tracing does not terminate.
+    # With size-dependent padding (TensorFlow's "same", Swin's windows), torch's tracing does not terminate.
     type_names = [type(module).__name__ for module in encoder.modules()]
     if any(type_name.endswith("Same") or type_name.startswith("SwinTransformer") for type_name in type_names):
         raise ValueError(message)
-    # torch treats a feature of 1 pixel as constant.
+    # torch specialises on dimensions of 1.
     side_range = {"min": traced.model.ddep.stride + 1, "max": MAX_SIDE}
     try:
         return torch.export.export(
             traced,
             (example,),
             dynamic_shapes=({0: batch, 2: Dim("height", **side_range), 3: Dim("width", **side_range)},),
-            # For strided convolutions, torch needs guards that hold for all sizes but that it cannot prove.
+            # For strided convolutions, torch needs guards that hold for all sizes, which it cannot prove.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     except UserError as error:
@@ -250,7 +250,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Function:
 
 
 def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
-    # Not directly to the file: torch kills the interpreter if it cannot write, as on a full disk.
+    # Not directly to the file: torch aborts the process if it cannot write, as on a full disk.
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     file.write_bytes(buffer.getbuffer())
@@ -260,8 +260,8 @@ def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
 def compare_outputs(expected: Function, actual: Function, batches: Iterable[torch.Tensor]) -> dict[str, float]:
     """Compares two models on normalised images (batch, C, H, W) with outputs (batch, K, H, W).
 
-    Returns the largest `difference` of an output as a share of the largest output, and the smallest share of pixels
-    with the `same_class`, that of the largest output. Raises a ValueError if they differ by more than rounding.
+    Returns the largest `difference` of an output, relative to the largest output, and the smallest fraction of pixels
+    with the `same_class` (argmax). Raises a ValueError if they differ by more than rounding.
     """
     difference, same_class = 0.0, 1.0
     for images in batches:

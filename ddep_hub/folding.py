@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""Folds BatchNorms into the convolutions before them, for networks that are not trained."""
+"""Folds BatchNorms into the preceding convolutions, for inference."""
 
 import contextlib
 import copy
@@ -12,7 +12,7 @@ from torch import nn
 from .decoder import DDePDecoderConv
 
 
-# Their forward convolves by `weight` as it is stored, and adds `bias`.
+# Their forward uses `weight` as it is stored, and adds `bias`.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame, DDePDecoderConv)
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 # Largest relative difference of an output; rounding alone gives 1e-5 at most.
@@ -26,7 +26,7 @@ def example_images(channels: int, device: torch.device | str) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Convolutions in full float32 on GPUs: TF32 rounds folded weights to others."""
+    """Runs convolutions in full float32 on GPUs: TF32 would round folded weights differently."""
     convolutions = torch.backends.cudnn.conv
     precision, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
@@ -40,9 +40,9 @@ def _without_tf32() -> Iterator[None]:
 def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
     """Folds each BatchNorm in eval mode into the convolution whose output it normalises, in a copy of a network.
 
-    Which convolution that is shows when the module runs, so this works for networks of any shape; `run` runs a network
-    on an example and returns its outputs. The copy's outputs are compared with those of `module`, which is returned
-    instead if they differ: if a convolution's output is used a second time, or a weight is not used as it is stored.
+    The convolutions are found by running the module, so this works for any architecture; `run` runs a network on an
+    example and returns its outputs. The copy's outputs are compared with those of `module`, which is returned instead
+    if they differ, for example because a convolution's output is used twice or its weight is transformed before use.
     `module` is also returned if there is nothing to fold, or it is in half precision.
     """
     if not any(type(child) in _NORMS for child in module.modules()):
@@ -70,9 +70,9 @@ def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Te
 def _convolutions_before_norms(
     module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]
 ) -> tuple[list[torch.Tensor], dict[nn.Module, nn.Conv2d]]:
-    """Runs a network; returns its outputs and, of each norm that can be folded, the convolution."""
-    conv_by_output: dict[int, nn.Conv2d] = {}  # by the identity of its output
-    live_outputs: list[torch.Tensor] = []  # so that no other tensor reuses the id of a deleted one
+    """Runs a network; returns its outputs and, for each norm that can be folded, its convolution."""
+    conv_by_output: dict[int, nn.Conv2d] = {}  # by the id of its output
+    live_outputs: list[torch.Tensor] = []  # kept alive, so that no id is reused
     calls: list[nn.Module] = []
     pairs: dict[nn.Module, nn.Conv2d] = {}
 
@@ -102,7 +102,7 @@ def _convolutions_before_norms(
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
-    """Gives a convolution the weights of itself and the norm; computed in float64."""
+    """Folds a norm into a convolution's weights, computed in float64."""
     assert isinstance(norm, nn.BatchNorm2d)
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None

@@ -3,7 +3,7 @@
 
 from transformers import SegformerImageProcessor
 
-# The options are imported by name: transformers looks for a processor's in the processor's own module.
+# The options are imported by name: transformers looks them up in the processor's module.
 from .image_processing_pil_ddep import DDePImageProcessorKwargs, DDePImageProcessorMixin
 
 

@@ -57,13 +57,13 @@ class DDePImageProcessorMixin:
     """The part of image processing that does not depend on the backend.
 
     Images are resized, rescaled and normalised by transformers (SegFormer's processor). Maps are handled here: they
-    are resized to their processed image with nearest neighbour, with the same pixels in both backends, for ids of any
+    are resized to the processed image's size with nearest neighbour, identically in both backends, for ids of any
     integer type.
     """
 
     valid_kwargs = DDePImageProcessorKwargs
     resample = PILImageResampling.BILINEAR
-    # What the ResNet-ViT hybrids' ImageNet-21k weights were trained with; other encoders bring their own values.
+    # The values of the ResNet-ViT hybrids' ImageNet-21k weights; other encoders have their own.
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
     # A fixed size lets images of any size share a batch. The model itself does not need one.
@@ -85,16 +85,16 @@ class DDePImageProcessorMixin:
         """Converts images, and their segmentation maps, to model inputs.
 
         16-bit and 32-bit images, floats, palettes and transparency are read as in training, see [`to_rgb`].
-        transformers itself clips 16-bit images and drops transparency where it reads a URL, and in a pipeline from PIL
-        images too: pass `to_rgb(image)` there. If the processor's means have a number of channels other than 3,
-        images must have that number, see [`channels_first`]; for a single channel, with `do_convert_rgb=False`.
+        transformers itself clips 16-bit images and drops transparency when it reads a URL and, in a pipeline, PIL
+        images too: pass `to_rgb(image)` there. If the processor's `image_mean` does not have 3 channels, images must
+        have as many channels as it has, see [`channels_first`]; for a single channel, with `do_convert_rgb=False`.
 
         Args:
             images: One image or several: PIL of any mode, array or tensor `(height, width)`, `(height, width,
                 channels)` or `(channels, height, width)`, path or URL. The EXIF orientation of PIL images and files is
                 applied.
-            segmentation_maps: One map per image, of the image's size: PIL with one channel (a palette counts as its
-                indices), array or tensor `(height, width)` of class ids. A three-dimensional one is a batch of maps.
+            segmentation_maps: One map per image, of the image's size: PIL with one channel (palette images are read as
+                indices), array or tensor `(height, width)` of class ids. A three-dimensional array is a batch of maps.
             return_tensors: `"pt"` or `"np"` to stack the results; None for lists, whose items may differ in size.
             **kwargs: Options for this call instead of the processor's own, such as `do_resize=False` (native
                 resolution) or `size={"shortest_edge": 512}` (pixels; keeps the aspect ratio). With `do_rescale=False`,
@@ -115,7 +115,7 @@ class DDePImageProcessorMixin:
         mean, layout = kwargs.get("image_mean", self.image_mean), kwargs.get("input_data_format")
         channels = len(mean) if isinstance(mean, (list, tuple)) else 3
         if channels == 3 or (channels == 1 and options["do_convert_rgb"]):
-            if channels == 1:  # one mean for all, which Pillow's backend of transformers does not take
+            if channels == 1:  # a single mean, which transformers' Pillow backend does not accept
                 values = {name: kwargs.get(name, getattr(self, name)) for name in ("image_mean", "image_std")}
                 kwargs |= {name: 3 * [*value] for name, value in values.items() if np.shape(value) == (1,)}
             images = _decode(images, channels, layout, **options)
@@ -139,7 +139,7 @@ class DDePImageProcessorMixin:
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _process_labels(self, maps: Any, images: Any, pixel_values: Any, layout: Any, **kwargs: Any) -> list[Any]:
-        """Checks maps against their images, and gives them the sizes of the processed ones."""
+        """Checks maps against their images, and resizes them to the processed images."""
         maps, images = list_maps(maps), flatten(images)
         if len(maps) != len(pixel_values):
             raise ValueError(
@@ -152,7 +152,7 @@ class DDePImageProcessorMixin:
             if class_ids.shape != size:
                 raise ValueError(
                     f"Segmentation map {index} is {class_ids.shape[0]}x{class_ids.shape[1]} (height x width), but its "
-                    f"image is {size[0]}x{size[1]}. They must agree."
+                    f"image is {size[0]}x{size[1]}. The sizes must match."
                 )
             if kwargs.get("do_resize", self.do_resize):
                 class_ids = resize_nearest(class_ids, *pixels.shape[-2:])
@@ -176,7 +176,7 @@ class DDePImageProcessorMixin:
             Class ids (height, width), int64, one map per image. With a single label they are 0 (background) and 1.
 
         Raises:
-            ValueError: `target_sizes` has the wrong form; or a pipeline asks for the semantic maps of a single label,
+            ValueError: `target_sizes` has the wrong form; or a pipeline requests the semantic maps of a single label,
                 which it would name incorrectly.
         """
         if outputs.logits.shape[1] == 1 and hasattr(outputs, "target_size"):
@@ -220,7 +220,7 @@ class DDePImageProcessorMixin:
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
         """Converts one input to a `(channels, height, width)` tensor or array; greyscale ones get three channels."""
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)  # type: ignore[misc]
-        # Before transformers 5.20 or so only PIL images were converted, not grey arrays.
+        # Before about transformers 5.20, only PIL images were converted, not grey arrays.
         return image[[0, 0, 0]] if do_convert_rgb and image.shape[0] == 1 else image
 
 
@@ -239,8 +239,7 @@ class DDePImageProcessorPil(DDePImageProcessorMixin, SegformerImageProcessorPil)
     """
 
     def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
-        """As in transformers, which only handles 8 bits and 1 or 3 channels; other images are resized per channel, as
-        floats."""
+        """As in transformers, which handles only 8 bits and 1 or 3 channels; others are resized per channel."""
         if image.dtype == np.uint8 and len(image) in (1, 3):
             return super().resize(image, size, resample, **kwargs)
         height, width = super().resize(np.zeros((1, *image.shape[1:]), np.uint8), size, resample, **kwargs).shape[1:]
@@ -264,7 +263,7 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     """Converts any kind of image to 8-bit RGB images or arrays; lists stay lists.
 
     Without `do_rescale`, float arrays are not changed; without `do_convert_rgb`, no arrays are. `layout` is the order
-    of an array's axes, if it is given.
+    of an array's axes, if known.
     """
     options = {"do_rescale": do_rescale, "do_convert_rgb": do_convert_rgb}
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
@@ -276,7 +275,7 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
         with contextlib.suppress(UnidentifiedImageError), Image.open(image) as file:
             if file.format != "TIFF" or not (num_pages(file) > 1 or is_misread_by_pillow(file)):
                 return _decode(file, channels, layout, **options)
-        # As in training: an array, or a TIFF that Pillow does not read, or not rightly.
+        # As in training: an array, or a TIFF that Pillow cannot read, or reads incorrectly.
         pixels = read_channels(image, 3, str(image))
         return np.moveaxis(pixels, 0, -1) if layout == ChannelDimension.LAST else pixels
     if isinstance(image, Image.Image):
@@ -301,7 +300,7 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
             # Pillow guesses the mode, LA or RGBA, from the number of channels.
             rgb = np.array(to_rgb(Image.fromarray(np.ascontiguousarray(np.moveaxis(image, axis, -1)))))
             image = np.moveaxis(rgb, -1, axis)
-    return np.ascontiguousarray(image)  # torch takes no negative strides, as those of `bgr[..., ::-1]`
+    return np.ascontiguousarray(image)  # torch does not support negative strides, as in `bgr[..., ::-1]`
 
 
 def _to_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> Any:

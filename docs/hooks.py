@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages that are made from other files, and links to files outside of docs/."""
+"""mkdocs hooks: pages generated from other files, and links to files outside docs/."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from ddep_hub.utils.arguments import field_default
 
 
 ROOT = Path(__file__).resolve().parent.parent
-# Pages of the site by the file in the repository that holds their text.
+# Pages of the site, by their source file in the repository.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 
@@ -35,14 +35,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path and not path.startswith("docs/") and path not in PAGES and (ROOT / path).is_file()
     }
     for path in sorted(linked):
-        # As text, so that a browser shows it and mkdocs does not make a page of it.
+        # As text, so that a browser shows it and mkdocs does not turn it into a page.
         target = f"files/{path}.txt" if path.endswith((".md", ".yaml", ".py")) else f"files/{path}"
         files.append(File.generated(config, target, content=(ROOT / path).read_bytes()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrites links that lead out of docs/ to where `on_files` put their target."""
+    """Rewrites links to files outside docs/ to the copies made by `on_files`."""
 
     def rewrite(match: re.Match[str]) -> str:
         path = repository_path(page.file.src_uri, match[2])
@@ -57,7 +57,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def repository_path(page: str, link: str) -> str | None:
-    """Path in the repository that a page's link means; `None` for addresses.
+    """Resolves a page's link to a path in the repository; `None` for URLs.
 
     Args:
         page: path of the page in docs/, or the name of a generated one.

@@ -21,7 +21,7 @@ from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
-from ddep_hub.data.synthetic import embedded_scenes
+from ddep_hub.data.synthetic import rendered_scenes
 from ddep_hub.evaluation.visualization import segmentation_picture, stack
 from ddep_hub.label_efficiency.report import Point, paired_difference
 from ddep_hub.pretrained import load_processor
@@ -30,7 +30,7 @@ from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import resolve_data
 
 
-# A decoder that two cores can train: TransUNet's has more than twice as many channels.
+# A decoder small enough for two cores: TransUNet's has more than twice as many channels.
 DECODER = {"decoder_hidden_sizes": [128, 64, 32, 16, 16], "decoder_bottleneck_size": 128}
 IMAGE_SIZE = 160
 
@@ -78,7 +78,7 @@ def main() -> None:
 
     started = time.perf_counter()
     output: Path = options.output_dir
-    data = Path(options.data or embedded_scenes())
+    data = Path(options.data or rendered_scenes())
     eval_split = evaluation_split(data)
     channels = DDePConfig.from_pretrained(options.pretrained).num_channels if options.pretrained else 3
     validation = SegmentationFolder(data, eval_split, num_channels=channels)
@@ -120,7 +120,7 @@ def main() -> None:
                     num_labelled_images=labelled,
                     allow_empty_classes=True,
                     max_steps=options.finetune_steps,
-                    head_lr_factor=10.0,  # in so few steps a new classifier hardly moves at the others' rate
+                    head_lr_factor=10.0,  # a new classifier hardly moves in so few steps at the base learning rate
                     batch_size=8,
                     image_size=IMAGE_SIZE,
                     crop_size=128,
@@ -151,7 +151,7 @@ def main() -> None:
     for name, point in points.items():
         print(f"| {name} |" + "".join(f" {value:.2f} |" for value in [*point.scores.values(), point.mean]))
     if denoising:
-        print("\nMean squared error of the predicted noise, on images that were not trained on:\n")
+        print("\nMean squared error of the predicted noise, on held-out images:\n")
         print("| decoder | predicting zero | best Gaussian blur | best linear filter |\n|---|---|---|---|")
         errors = ("denoising_error", "predicting_zero", "gaussian_blur", "linear_filter")
         print("| " + " | ".join(f"{denoising[name]:.3f}" for name in errors) + " |\n")
@@ -159,9 +159,7 @@ def main() -> None:
     print(f"ready to publish {start} (decoder), {finals['DDeP decoder']} (fine-tuned)")
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     if denoising and not has_learned(denoising):
-        raise SystemExit(
-            "The decoder has not learned to denoise better than these references. Pretrain it for longer."
-        )
+        raise SystemExit("The decoder does not denoise better than these baselines yet. Pretrain it for longer.")
     difference = paired_difference(points["DDeP decoder"], points["random decoder"])
     assert difference is not None, "both decoders have the same seeds"
     by_seed = ", ".join(f"{value:+.2f}" for value in difference.by_seed.values())

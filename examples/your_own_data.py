@@ -65,13 +65,13 @@ def new_folder(name: str) -> Path:
 # %% [markdown]
 # ## 1. Split
 #
-# At random here. If neighbouring photos look alike, keep whole places or days apart instead: the score means something
-# only on photos unlike those in training.
+# This split is random. If neighbouring photos look alike, split by place or day instead: the score is meaningful only
+# on photos unlike those in training.
 
 # %%
 masks = {path.stem: path for path in sorted(options.masks.iterdir()) if path.suffix.lower() == ".png"}
 files = [path for path in sorted(options.photos.iterdir()) if path.suffix.lower() in IMAGE_EXTENSIONS]
-files = [path for path in files if path not in masks.values()]  # both may lie in one folder
+files = [path for path in files if path not in masks.values()]  # both may be in one folder
 photos = {path.stem: path for path in files}
 if len(photos) < len(files):
     parser.error(f"{options.photos}: some photos differ only in their suffix. Rename or remove one of each pair.")
@@ -108,7 +108,7 @@ truth = [decode_mask(data / "annotations" / "val" / f"{path.stem}.png", **ids) f
 
 
 def draw(name: str, **columns: list[np.ndarray]) -> None:
-    """Writes a picture: the photos, and beside them one column of masks for each title."""
+    """Writes a figure: the photos, and beside them one column of masks for each title."""
     rows = []
     for index, path in enumerate(shown):
         photo = np.asarray(decode_image(path))  # as in training: upright, and of any depth
@@ -137,7 +137,7 @@ settings = {"data": str(data), "preset": "few-labels", "max_steps": options.max_
 ddep = ddep_hub.finetune(output_dir=str(output / "ddep"), **start, **settings)
 baseline = ddep_hub.finetune(output_dir=str(output / "random"), **random_decoder, **settings)
 print(f"mIoU in %: pretrained decoder {100 * ddep['mean_iou']:.1f}, random decoder {100 * baseline['mean_iou']:.1f}")
-print("One seed is one sample: docs/studies.md has the way to compare properly.")
+print("One seed is a single sample: docs/studies.md explains how to compare methods properly.")
 
 # %% [markdown]
 # ## 4. Look at the result

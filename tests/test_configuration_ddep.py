@@ -191,7 +191,7 @@ def test_integers_as_class_names_become_text():
         ({"num_labels": 0}, "num_labels must be a whole number of at least 1, got 0"),
         ({"num_labels": "3"}, "num_labels must be a whole number of at least 1, got '3'"),
         ({"num_labels": True}, "num_labels must be a whole number of at least 1, got True"),
-        ({"id2label": {}}, "id2label names no class"),
+        ({"id2label": {}}, "id2label is empty"),
         ({"id2label": {0: None, 1: "b"}}, "id2label must map ids to names|id2label.* expected"),
         ({"label2id": {"a": "zero"}}, "label2id must map names to ids"),
         # The second message is that of an older Hub library.

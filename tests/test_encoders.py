@@ -156,8 +156,11 @@ def test_normalisation_is_the_encoders_own():
     "config, named",
     [
         ({"encoder_name": "resnet5O"}, "no model `resnet5O`.*resnet50"),
-        ({"encoder_name": "hf-hub:timm/resnet18.a1_in1k"}, r"Close to it: \['resnet18.a1_in1k'\]"),
-        ({"encoder_name": "resnet18.nope"}, "encoder_name: .* no weights `resnet18.nope`, but .*resnet18.a1_in1k"),
+        ({"encoder_name": "hf-hub:timm/resnet18.a1_in1k"}, r"Similar names: \['resnet18.a1_in1k'\]"),
+        (
+            {"encoder_name": "resnet18.nope"},
+            r"encoder_name: .* no weights `resnet18.nope`\. Available: .*resnet18.a1_in1k",
+        ),
         ({"encoder_name": "resnet18", "encoder_out_indices": []}, "encoder_out_indices: .*increasing"),
         (
             {"encoder_name": "vit_tiny_patch16_224", "encoder_out_indices": [2, 12]},
@@ -192,5 +195,5 @@ def test_hybrids_are_told_from_pyramids(hybrid_config, conv_config):
 
 
 def test_an_encoder_that_takes_colours_alone_says_so():
-    with pytest.raises(ValueError, match="num_channels: csatv2 takes RGB images alone"):
+    with pytest.raises(ValueError, match="num_channels: csatv2 takes only RGB images"):
         build_encoder(DDePConfig(encoder_name="csatv2", num_channels=4))

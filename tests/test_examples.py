@@ -141,7 +141,7 @@ def test_quickstart_refuses_a_decoder_that_has_not_learned(tmp_path):
     """One step is too few to beat a blur: table, picture and folders are there, and the exit code says so."""
     data = write_scenes(tmp_path / "mine", splits={"train": 4, "test": 3}, unlabelled=40, size=(96, 128))
     result = quickstart("--data", str(data), "--output_dir", str(tmp_path / "out"))
-    assert result.returncode != 0 and "has not learned" in result.stderr, result.stderr
+    assert result.returncode != 0 and "does not denoise better" in result.stderr, result.stderr
     summary = json.loads((tmp_path / "out" / "quickstart.json").read_text())
     assert summary["denoising"]["denoising_error"] > summary["denoising"]["gaussian_blur"]
     assert summary["eval_split"] == "test" and summary["images"] == 3

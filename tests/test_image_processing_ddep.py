@@ -139,7 +139,7 @@ def test_reduce_labels_touches_maps_only_and_not_the_callers(processor_class):
         ([random_map(), random_map()], r"1 image\(s\) came with 2"),
         (random_map(24, 64), "map 0 is 24x64 .* image is 48x64"),
         ([random_image()], "one class id per pixel"),
-        (random_map() / 19, "fractions"),
+        (random_map() / 19, "fractional values"),
         (["mask.png"], "map 0 is a str"),
     ],
 )
@@ -294,7 +294,9 @@ def test_post_processing_resizes_logits_to_the_original_size(processor_class):
 )
 def test_sizes_that_are_no_pair_an_image_are_refused(processor_class, sizes):
     outputs = SemanticSegmenterOutput(logits=torch.zeros(2, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"target_sizes must hold \(height, width\) of each of 2 images"):
+    with pytest.raises(
+        ValueError, match=r"target_sizes must be a list or array of \(height, width\) for each of 2 images"
+    ):
         processor_class().post_process_semantic_segmentation(outputs, sizes)
 
 

@@ -119,7 +119,7 @@ def test_a_pretrained_folder_gets_a_fresh_classifier_and_says_so(denoiser, caplo
 @pytest.mark.parametrize("load", LOADERS)
 def test_a_pretrained_folder_without_labels_warns(denoiser, caplog, load):
     assert load(denoiser[0]).config.num_labels == 2
-    assert "2 labels are the default. Pass `num_labels=` or `id2label=`" in caplog.text
+    assert "The default is 2 labels. Pass `num_labels=` or `id2label=`" in caplog.text
 
 
 def test_a_finetuned_folder_can_be_pretrained_further(finetuned, caplog, monkeypatch):
@@ -164,7 +164,7 @@ def test_paths_that_hold_no_model_are_named(finetuned, tmp_path):
             load(name)
     config = load(tmp_path / "run" / "final").config
     (tmp_path / "run" / "final" / "config.json").unlink()
-    with pytest.raises(OSError, match=r"final has no config\.json\. Pass a folder that holds a model"):
+    with pytest.raises(OSError, match=r"final has no config\.json\. Pass a folder that contains a model"):
         load(tmp_path / "run" / "final")
     load(tmp_path / "run" / "final", config=config)
 
@@ -173,7 +173,7 @@ def test_weights_that_no_layer_has_are_named(finetuned, caplog):
     folder, _ = finetuned
     rewrite_weights(folder, lambda weights: weights.update({"aux.weight": torch.ones(2)}))
     DDePForSemanticSegmentation.from_pretrained(folder)
-    assert "1 weights that DDePForSemanticSegmentation has no place for, such as aux.weight" in caplog.text
+    assert "1 weights that DDePForSemanticSegmentation does not have, such as aux.weight" in caplog.text
 
 
 def test_a_configuration_of_ones_own_stays_one(tmp_path, hybrid_config):
@@ -284,7 +284,7 @@ def test_fields_can_be_replaced_at_loading(finetuned):
 def test_a_trained_classifier_does_not_come_after_fewer_blocks(tmp_path, hybrid_config):
     sizes = [8] * 5
     DDePForSemanticSegmentation(hybrid_config(id2label=NAMES, decoder_hidden_sizes=sizes)).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match=r"weights of the decoder that the model has no place for"):
+    with pytest.raises(RuntimeError, match=r"decoder weights that the model does not have"):
         DDePForSemanticSegmentation.from_pretrained(tmp_path, decoder_hidden_sizes=sizes[:3])
     sizes[-1] = 4  # the classifier's input
     DDePForSemanticSegmentation(hybrid_config(id2label=NAMES, decoder_hidden_sizes=sizes)).save_pretrained(tmp_path)
@@ -431,7 +431,7 @@ def test_a_replaced_classifier_that_will_not_load_is_told_when_it_is_saved(tmp_p
     model = DDePForSemanticSegmentation(hybrid_config(num_labels=3))
     model.classifier = torch.nn.Conv2d(model.classifier.in_channels, 3, 1)
     model.save_pretrained(tmp_path)
-    assert "replaced by Conv2d(16, 3, kernel_size=(1, 1)" in caplog.text and "does not build" in caplog.text
+    assert "replaced by Conv2d(16, 3, kernel_size=(1, 1)" in caplog.text and "cannot build" in caplog.text
 
 
 def test_a_denoising_head_that_does_not_fit_is_explained(denoiser):

@@ -288,7 +288,7 @@ def test_labels_of_any_integer_type(hybrid_config, dtype):
         (torch.zeros(2, 40, 33), r"whole numbers \(2, height, width\).*float32 \(2, 40, 33\)"),
         (torch.zeros(2, 1, 40, 33, dtype=torch.long), r"whole numbers.*int64 \(2, 1, 40, 33\)"),
         (torch.zeros(1, 40, 33, dtype=torch.long), r"whole numbers.*\(1, 40, 33\)"),
-        (torch.zeros(2, 33, 40, dtype=torch.long), "33x40 for images of 40x33: rows and columns are exchanged"),
+        (torch.zeros(2, 33, 40, dtype=torch.long), "33x40 for images of 40x33: rows and columns are swapped"),
         (
             torch.full((2, 40, 33), -100),
             "class ids are 0 to 2, and 255 .*semantic_loss_ignore_index. is ignored",

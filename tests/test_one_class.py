@@ -282,7 +282,7 @@ def test_a_run_from_masks_of_0_and_255_to_a_file(tmp_path, tiny, capsys):
     results = finetune(**fields, overwrite=True)
     assert "cell " in capsys.readouterr().out
     final = tmp_path / "run" / "final"
-    assert "tells cell from background" in (final / "README.md").read_text()
+    assert "as cell or background" in (final / "README.md").read_text()
 
     measured = ddep_hub.evaluate(model=str(final), data=str(data), output_dir=str(tmp_path / "out"))
     masks = [ddep_hub.predict(str(final), data / "images" / "val" / f"{index}.png") for index in range(4)]

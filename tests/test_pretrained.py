@@ -43,7 +43,7 @@ def test_a_folder_that_holds_no_model_is_told_from_a_name_on_the_hub(elsewhere, 
         with pytest.raises(OSError, match=said):
             stored_config(name)
     (tmp_path / "empty" / "config.json").write_text("{")
-    with pytest.raises(OSError, match=r"empty: config\.json cannot be read .*Write it again"):
+    with pytest.raises(OSError, match=r"empty: config\.json cannot be read .*Save the model again"):
         stored_config(tmp_path / "empty")
 
 

@@ -1,4 +1,4 @@
-"""The command `ddep-hub`, and how it and the scripts report a user's mistake.
+"""The command `ddep-hub`, and how it and the scripts report user errors.
 
 Errors are one line; `--debug` or DDEP_DEBUG=1 shows the traceback.
 """
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: What follows `ddep-hub`; `sys.argv[1:]` by default.
 
     Returns:
-        The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 if there is no such command; 75 if a
-        run was stopped and can be resumed; 130 after Ctrl-C.
+        The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 for an unknown command; 75 if a run was
+        stopped and can be resumed; 130 after Ctrl-C.
 
     Raises:
         SystemExit: After `--help`, and for arguments that cannot be parsed (code 2).
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         with track_time(start):
             getattr(commands, name if name != "list" else "list_shipped")(arguments)
     except Exception as error:
-        if hasattr(error, "exit_code"):  # a run that was stopped, and has printed why
+        if hasattr(error, "exit_code"):  # a stopped run, which has printed the reason
             return int(error.exit_code)
         line = format_error(error)
         if line is None or "--debug" in argv:
@@ -84,18 +84,18 @@ def main(argv: list[str] | None = None) -> int:
         if "--debug" in argv or _is_debug():
             raise
         print(f"ddep-hub {name}: interrupted", file=sys.stderr)
-        return 130  # the shell convention: 128 plus the number of SIGINT
+        return 130  # by convention, 128 plus the number of SIGINT
     return 0
 
 
-# Raised for bad files, data, models and settings. Anything else is a bug in the package, and needs its traceback.
+# Raised for bad files, data, models and settings. Anything else is a bug in the package, and shows its traceback.
 USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError, ArithmeticError)
-# Of libraries that are not imported for their names alone, and no kind of the above.
+# Matched by name, to avoid importing their libraries; not subclasses of the above.
 USER_ERROR_NAMES = ("StrictDataclassError", "SafetensorError", "YAMLError")
 
 
 def format_error(error: BaseException) -> str | None:
-    """The line to print for a user's mistake; `None` for other errors, and for all if a traceback is wanted."""
+    """The line to print for a user error; `None` for other errors, and for all errors in debug mode."""
     is_named = any(kind.__name__ in USER_ERROR_NAMES for kind in type(error).__mro__)
     if _is_debug() or not (is_named or isinstance(error, USER_ERRORS)):
         return None
@@ -113,9 +113,9 @@ def _is_debug() -> bool:
 
 
 def explain_mistakes(program: str) -> None:
-    """Makes a script end with one line and exit code 1 on a user's mistake, as the commands do.
+    """Makes a script end with one line and exit code 1 on a user error, as the commands do.
 
-    `program` is what the line begins with. Takes `--debug` off the command line.
+    The line starts with `program`. Removes `--debug` from the command line.
     """
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
@@ -123,7 +123,7 @@ def explain_mistakes(program: str) -> None:
     previous_hook = sys.excepthook
 
     def print_error(error_type: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if hasattr(error, "exit_code"):  # a run that was stopped and has said so
+        if hasattr(error, "exit_code"):  # a stopped run, which has printed the reason
             raise SystemExit(error.exit_code)
         line = format_error(error)
         if line is None:

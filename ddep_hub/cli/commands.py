@@ -284,7 +284,7 @@ def card(argv: list[str]) -> None:
     write_card(values["folder"], arguments.repository)
     missing = [name for name in (RUN, RESULTS) if not (values["folder"] / name).is_file()]
     if missing and previous == path.read_bytes():
-        print(f"{path} left as it is: there is no {missing[0]} of a training run to make a card from")
+        print(f"{path} is unchanged: there is no {missing[0]} of a training run to generate a card from")
     else:
         print(f"{path} written")
 
@@ -341,10 +341,10 @@ def list_shipped(argv: list[str]) -> None:
 
 
 def _end_processes() -> None:
-    """Ends a launcher's process group: its threads may outlive the interpreter, which then aborts."""
+    """Destroys a launcher's process group, whose threads may otherwise outlive the interpreter and abort it."""
     from accelerate import PartialState
 
     state = PartialState()
-    state.wait_for_everyone()  # together, or gloo may abort the later one
+    state.wait_for_everyone()  # otherwise gloo may abort the later one
     gc.collect()  # wrapped models of earlier stages hold the group
     state.destroy_process_group()

@@ -7,12 +7,12 @@ from ddep_hub.utils.arguments import data_arg
 
 @dataclass(kw_only=True)
 class LabelledDataArguments:
-    """Where labelled images are."""
+    """Location of labelled images."""
 
     data: str | None = data_arg(
         None,
         "Labelled data: a folder of images and masks in a recognised layout (docs/data.md); the official folder of "
-        "Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. Default: the built-in "
+        "Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. Default: "
         "rendered scenes.",
         common=True,
         resumable=True,

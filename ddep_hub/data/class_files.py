@@ -17,16 +17,15 @@ def read_class_table(path: str | Path) -> ClassTable:
     Accepted are `{"classes": [{"id": 0, "name": "sky", "color": [70, 130, 180]}, ...], "ignore_index": 255}` with
     `color` and `ignore_index` optional, that list alone, a list of names, `{"0": "sky", ...}` and `{"sky": 0, ...}`.
 
-    Where masks do not hold the ids, each class has `"mask_values"`, a value or a list of them; with
-    `"other_values": "ignore"` beside `classes` all further values are ignored, with the name of a class they belong to
-    it, otherwise they are an error. Where all classes have a `color`, masks in colour are read by these, and
-    `other_values` is about further colours.
+    If masks do not hold the ids, each class has `"mask_values"`, a value or a list of them. All other values are an
+    error, unless `"other_values"` beside `classes` is `"ignore"`, or the name of the class that they belong to. If all
+    classes have a `color`, colour masks are read by these, and `other_values` applies to other colours.
 
-    A single class is told from background: masks hold 0 and 1, or 0 and its `mask_values`, or black and its colour.
-    Classes without a colour get one that no other class has.
+    A single class is segmented against the background: masks hold 0 and 1, or 0 and its `mask_values`, or black and
+    its colour. Classes without a colour get one that no other class has.
 
     Raises a FileNotFoundError if there is no such file, and a ValueError that names the file and the key if the
-    content is not one of these shapes.
+    content has none of these forms.
     """
     path = Path(path)
     try:
@@ -68,7 +67,7 @@ def write_class_table(table: ClassTable, path: str | Path) -> None:
 
 
 def _parse_table(content: Any) -> ClassTable:
-    """The table that a file with this content, an object or a list, describes; a ValueError names the key."""
+    """Builds the table from a file's content, an object or a list; a ValueError names the key."""
     ignore_index, other_values, entries = 255, "error", content
     if isinstance(content, dict) and "classes" in content:
         ignore_index = _parse_int(content.get("ignore_index", 255), "ignore_index")
@@ -138,7 +137,7 @@ def _parse_mask_values(value: Any) -> tuple[int, ...]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON file; refuses a key that occurs twice, whose first value would be lost."""
+    """Rejects duplicate keys in a JSON object, of which the first value would be lost."""
     content = dict(pairs)
     if len(content) < len(pairs):
         repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -147,7 +146,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_keys(entry: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
-    """Refuses misspelt keys, which would have no effect; other unknown keys belong to other programs."""
+    """Rejects misspelt keys, which would have no effect; other unknown keys may belong to other programs."""
     for key in entry:
         matches = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         matches += ["ignore_index"] if key.startswith("ignore") and "ignore_index" in known else []

@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 class _DefaultDict(dict[Value, int]):
-    """A mapping that gives all other values or colours one id."""
+    """A mapping in which all other values or colours have the same id."""
 
     def __init__(self, known: Mapping[Value, int], default: int) -> None:
         super().__init__(known)
@@ -36,10 +36,10 @@ class ClassTable:
         names: One name per class; position is the class id. No name occurs twice.
         colors: One RGB colour in 0..255 per class.
         ignore_index: Mask value of unlabelled pixels; not one of the class ids.
-        mask_values: For masks whose values are not the ids: the values of each class. Empty where they are.
-        other_values: What values and colours are that no class has: an `"error"`, to `"ignore"`, or of the class of
-            this name, as where each object has an id of its own.
-        read_colors: Whether masks in colour hold `colors`.
+        mask_values: The values of each class, if masks do not hold the ids; otherwise empty.
+        other_values: How to treat values and colours of no class: `"error"`, `"ignore"`, or the name of the class that
+            they belong to, for example if each object has its own id.
+        read_colors: Whether colour masks hold `colors`.
         single: Whether there is one class, and the first entry is its background; set by giving one name.
 
     Raises:
@@ -123,23 +123,23 @@ class ClassTable:
 
     @property
     def fingerprint(self) -> tuple[Any, ...]:
-        """Identifies these labels: the names, and what the values of the masks mean."""
+        """Identifies these labels: the names and the meaning of the mask values."""
         other_values = None if self.other_values == "error" else self.other_values
         return (self.names, self.ignore_index, *filter(None, (self.mask_values, other_values)))
 
     @property
     def num_classes(self) -> int:
-        """Number of class ids that masks hold."""
+        """Number of class ids in masks."""
         return len(self.names)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the model's labels, which metrics are computed for: all but the background of a single class."""
+        """Names of the model's labels, for which metrics are computed: all but the background of a single class."""
         return self.names[1:] if self.single else self.names
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Label to name, as a model's config wants it."""
+        """Label to name, as in a model's config."""
         return dict(enumerate(self.labels))
 
 
@@ -149,7 +149,7 @@ def ordered_names(id2label: Mapping[int, str]) -> tuple[str, ...]:
 
 
 def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
-    """Paints a mask, integers (H, W), in the classes' colours: uint8 (H, W, 3), black where pixels are ignored.
+    """Colours a mask, integers (H, W), by class: uint8 (H, W, 3), black where pixels are ignored.
 
     Raises a ValueError for another array, or a value that is neither a class id nor the ignore value.
     """
@@ -164,7 +164,7 @@ def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
     return palette[np.where(ignored, table.num_classes, mask)]
 
 
-# In one channel at least, between a new colour and one that is given; in long tables, some are closer.
+# Minimum difference, in at least one channel, between a new colour and a given one; smaller in long tables.
 MIN_COLOR_DIFFERENCE, MAX_COLOR_STEPS = 48, 500
 
 
@@ -178,8 +178,8 @@ def class_colors(number: int, avoid: Collection[Color] = ()) -> tuple[Color, ...
     colors: list[Color] = []
     step = 0
     while len(colors) < number:
-        # Golden-ratio steps around the colour wheel stay away from earlier hues for long; brightness and saturation
-        # change with other periods, which keeps the colours of long palettes distinct too.
+        # Golden-ratio steps around the colour wheel avoid earlier hues for long; brightness and saturation change with
+        # other periods, which also keeps the colours of long palettes distinct.
         hue = step * 0.618033988749895 % 1.0
         red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[step % 3], (0.95, 0.75, 0.55, 0.85)[step % 4])
         color = (round(255 * red), round(255 * green), round(255 * blue))

@@ -1,4 +1,4 @@
-"""Randomly transformed samples, and the worker processes that read them."""
+"""Randomly augmented samples, and the worker processes that read them."""
 
 import contextlib
 import hashlib
@@ -27,13 +27,13 @@ MAX_CONSECUTIVE_BAD = 100
 
 @dataclass(eq=False)
 class AugmentedDataset(Dataset[dict[str, Any]]):
-    """Samples under a random transform whose result depends only on (seed, epoch, index).
+    """Samples with a random transform whose result depends only on (seed, epoch, index).
 
     Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
-    process's own random state is left alone; `transform` may draw from torch's default CPU generator only.
+    process's own random state is preserved; `transform` may draw only from torch's default CPU generator.
 
-    An example is what `transform` returns, with `path`, the sample's, and `skipped`, a list of broken files: with
-    `skip_bad_files`, the next usable sample takes the place of a broken one, which otherwise raises its error.
+    An example is the output of `transform`, with the sample's `path` and `skipped`, a list of broken files: with
+    `skip_bad_files`, a broken sample is replaced by the next usable one; otherwise its error is raised.
     """
 
     samples: SizedDataset
@@ -57,7 +57,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
                 skipped.append(bad_file_path(error))
                 if len(skipped) == len(self.samples):
                     raise BadFileError(f"All {len(skipped)} files are broken, the last one: {error}") from error
-                # Files that cannot even be opened are more likely a disk that is gone than broken files.
+                # Files that cannot even be opened more likely mean a missing disk than broken files.
                 num_unreadable = num_unreadable + 1 if isinstance(error, OSError) else 0
                 if num_unreadable == MAX_CONSECUTIVE_BAD:
                     raise BadFileError(
@@ -76,7 +76,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
 class PairedDataset(Dataset[dict[str, Any]]):
     """Pairs each labelled example with an unlabelled one; an index is a pair of their indices.
 
-    An example is the labelled one with `unlabelled`, the pixels of the unlabelled one, and that one's other values.
+    An example is the labelled one, plus `unlabelled`, the pixels of the unlabelled one, and the latter's other values.
     """
 
     labelled: AugmentedDataset
@@ -89,7 +89,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
 
 
 def bad_file_path(error: BadFileError | OSError) -> str:
-    """The file that an error is about."""
+    """The file that caused an error."""
     return str((error.path if isinstance(error, BadFileError) else error.filename) or error)
 
 
@@ -106,7 +106,7 @@ def share_tensors(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of examples: tensors stacked, `path` as a list, `skipped` as one list of all."""
+    """Collates examples: stacks tensors, lists `path`, and concatenates `skipped`."""
     batch: dict[str, Any] = {
         name: torch.stack([example[name] for example in examples])
         for name, value in examples[0].items()
@@ -117,14 +117,14 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return share_tensors(batch)
 
 
-# Time for the main process to finish a step and write its checkpoint.
+# Seconds for the main process to finish a step and write its checkpoint.
 SECONDS_AFTER_SIGTERM = 120
 
 
 def init_worker(worker_id: int) -> None:
-    """For a `DataLoader`: a signal to all of a job's processes must not end its workers before the main process.
+    """Keeps a `DataLoader` worker alive after a signal to all processes of a job, until the main process has ended.
 
-    A worker ends a second after the main process; a worker that hangs, some time after SIGTERM.
+    A worker ends a second after the main process; a hanging worker, some time after SIGTERM.
     """
 
     def schedule_exit(signum: int, frame: FrameType | None) -> None:
@@ -140,10 +140,10 @@ def init_worker(worker_id: int) -> None:
 def train_dataloader(
     dataset: Dataset[Any], sampler: Iterable[Any] | None = None, *, num_workers: int, device: torch.device
 ) -> DataLoader[Any]:
-    """Makes the dataloader of a run; `device` is where its batches will go.
+    """Builds the dataloader of a run, whose batches will be moved to `device`.
 
-    `dataset` is an [`AugmentedDataset`], with a `sampler` of batches of indices, or an [`ImageStream`], which makes
-    whole batches itself and takes none.
+    `dataset` is an [`AugmentedDataset`], with a batch `sampler`, or an [`ImageStream`], which yields whole batches and
+    needs none.
     """
     batch_options: dict[str, Any] = {"batch_size": None} if sampler is None else {"batch_sampler": sampler}
     return DataLoader(
@@ -157,13 +157,13 @@ def train_dataloader(
 
 
 def compute_fingerprint(*parts: Any) -> str:
-    """Short hash of what makes up the data of a run."""
+    """Short hash of the data of a run."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """Iterates over a dataloader whose workers end with the block, and not at the end of the program.
+    """Iterates over a dataloader whose workers end with the block, not with the program.
 
     An error of a worker is raised again in one line; its cause is torch's, with the worker's traceback.
     """
@@ -177,7 +177,7 @@ def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
         cause = None if isinstance(error, BadFileError) else error  # a file is named, and needs no traceback
         raise type(error)(message) from cause
     finally:
-        # As in Lightning: torch has no public way to stop them.
+        # As in Lightning, because torch has no public way to stop them.
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()
 

@@ -1,4 +1,4 @@
-"""Known data sets: their classes, the values of their official masks, and how they are trained and scored on."""
+"""Known data sets: their classes, the values of their official masks, and their evaluation protocols."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from .classes import ClassTable, Color
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Facts about a published data set.
+    """Information about a published data set.
 
     Args:
         name: Its name here, such as `cityscapes`.
         terms: Its terms of use in a few words; the home page has the binding ones.
-        mapping: Class id, or the ignore value, of every value that the official masks hold.
-        evaluation: How images are predicted when the data set is scored, as arguments of `InferenceOptions`.
-        image_names: Regular expression of its images' names without suffix; folders like its own may hold others.
-        id459: Pascal Context alone: the value of each class in the original annotations, which name 459 things.
+        mapping: Class id, or the ignore value, for every value in the official masks.
+        evaluation: Arguments of `InferenceOptions` for the evaluation on the data set.
+        image_names: Regular expression of its image names without suffix, to tell it from other data in such folders.
+        id459: Only for Pascal Context: the value of each class in the original annotations with 459 categories.
     """
 
     name: str
@@ -82,7 +82,7 @@ def _load_registry() -> dict[str, Any]:
 
 
 def _make_mapping(raw_values: dict[str, Any], classes: ClassTable) -> dict[int, int]:
-    """Either a table of class ids by raw value, or `raw value = class id + offset` beside the ignored raw values."""
+    """Either a table of class ids by raw value, or `raw value = class id + offset` besides the ignored raw values."""
     if "table" in raw_values:
         return dict(enumerate(raw_values["table"]))
     ids = {index + raw_values["offset"]: index for index in range(classes.num_classes)}

@@ -1,6 +1,6 @@
 """Finds the image and mask folders of a data set that is not a known one.
 
-Recognised are, with other common words for images, masks and splits, any letter case, and folders below:
+Recognised layouts, also with other common names for images, masks and splits, any letter case, and subfolders:
 
 ```
 images/<split>   annotations/<split>      also img_dir/<split>, ann_dir/<split> (mmsegmentation)
@@ -28,7 +28,7 @@ from .pairing import PAIRS, has_patients, images_and_masks
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
 _SPLIT_BY_WORD = {word: split for split, words in _SPLITS.items() for word in words.split()}
-# In place of a split, for a folder that holds the images of both.
+# Instead of a split name, for a folder with the images of both.
 TRAIN_AND_VAL = "trainval"
 _FORMAT_WORDS = set("dir png jpg jpeg tif tiff class".split())
 
@@ -47,7 +47,7 @@ class FolderOptions:
     """Locations of images and masks, if not detected; see [`find_split_folders`] and [`pair_files`].
 
     Args:
-        image_dir: Folder of the images, below that of the data set or absolute; `{split}` in it stands for the split.
+        image_dir: Folder of the images, relative to the data set's folder or absolute; `{split}` stands for the split.
         mask_dir: The same for the masks.
         mask_suffix: Suffix of mask names after the image's name.
         classes: `classes.json`, if it is not in the data set's folder.
@@ -69,9 +69,9 @@ _DESCRIPTIONS = ("classes.json", PAIRS, "labelmap.txt", "label_colors.txt", "cla
 
 
 def unpacked_root(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> Path:
-    """The folder that an archive was unpacked into, if it holds files that describe the data; else `root`.
+    """The single subfolder of an unpacked archive, if it has files that describe the data; else `root`.
 
-    Folders in `options` are below `root`, so that with these it stays.
+    Folders in `options` are relative to `root`, so with these, `root` is returned.
     """
     root = Path(root)
 
@@ -86,7 +86,7 @@ def unpacked_root(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) ->
 
 
 def match_split(names: Collection[str], split: str) -> str | None:
-    """The name of a split among these, where it may be another common one: `valid` for `val`; or `None`."""
+    """Finds a split among these names, or a common synonym such as `valid` for `val`; `None` if there is none."""
     if split in names:
         return split
     canonical = canonical_split(split)
@@ -94,15 +94,15 @@ def match_split(names: Collection[str], split: str) -> str | None:
 
 
 def canonical_split(name: str) -> str | None:
-    """`train`, `val` or `test` for a common name of a split in any letter case, such as `Validation`; or `None`."""
+    """`train`, `val` or `test` for a common split name in any letter case, such as `Validation`; otherwise `None`."""
     return _SPLIT_BY_WORD.get(name.lower())
 
 
 def find_split_folders(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> dict[str, SplitFolders]:
     """Finds the folders of images and masks of each split, keyed by the split's name; a mask folder need not exist.
 
-    Those that `options` leave out are detected; `mask_suffix` then tells masks from the images beside them. Raises a
-    FileNotFoundError if `image_dir` is not a folder, a ValueError if several folders may be meant.
+    Those not set in `options` are detected; `mask_suffix` then distinguishes masks from images in the same folder.
+    Raises a FileNotFoundError if `image_dir` is not a folder, and a ValueError if several folders match.
     """
     image_dir, mask_dir, mask_suffix = options.image_dir, options.mask_dir, options.mask_suffix
 
@@ -193,7 +193,7 @@ def _add_other_folders(
     by_split: dict[str, SplitFolders],
     find_masks: Callable[[str | None, Path], Path],
 ) -> None:
-    """Adds `train_val` (SUIM) if there is no split for training; warns of images and masks that are in no split."""
+    """Adds `train_val` (SUIM) if there is no training split; warns about images and masks that belong to no split."""
     unused = []
     for name, meaning in folders.items():
         if meaning not in (None, (None, TRAIN_AND_VAL)):
@@ -215,7 +215,7 @@ def _add_other_folders(
 
 
 def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
-    """The only folder whose name has a word for masks, and the only other one that holds images."""
+    """The only folder whose name has a word for masks, and the only other one with images."""
     words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in subfolders(root)}
     masks = [path.name for path in _with_masks(root / name for name in words if words[name] & MASK_WORDS)]
     images = [name for name in words if name not in masks and _contains_files(root / name, IMAGE_EXTENSIONS)]
@@ -234,7 +234,7 @@ def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
 
 
 def _find_mask_folder(root: Path, split: str | None, images: Path, mask_suffix: str | None) -> Path:
-    """Where the masks of these images belong: a folder that is there, if any is recognised."""
+    """The folder where the masks of these images belong: an existing one, if any is recognised."""
     candidates: list[Path] = []
     canonical = split and (canonical_split(split) or split)
     for parent in (images.parent, root):
@@ -258,7 +258,7 @@ def _find_mask_folder(root: Path, split: str | None, images: Path, mask_suffix: 
 
 
 def _with_masks(folders: Iterable[Path]) -> list[Path]:
-    """The folders that hold masks; arrays count only if no folder holds pictures."""
+    """The folders with masks; arrays count only if no folder has image files."""
     found = [folder for folder in folders if _contains_files(folder, MASK_EXTENSIONS)]
     pictures = tuple(extension for extension in MASK_EXTENSIONS if extension != ".npy")
     return [folder for folder in found if _contains_files(folder, pictures)] or found
@@ -271,16 +271,16 @@ def is_mask_folder(name: str) -> bool:
 
 
 def is_in_mask_folder(name: str) -> bool:
-    """Whether the name of a folder in a relative path, with forward slashes, suggests masks."""
+    """Whether the name of any folder in a relative path, with forward slashes, suggests masks."""
     return any(map(is_mask_folder, name.split("/")[:-1]))
 
 
 @functools.cache
 def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
-    """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
+    """Whether a folder's name means images or masks, and for which split; `None` if it means something else."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     words = [name] if name.lower() in IMAGE_WORDS | MASK_WORDS else words
-    if re.fullmatch(r"(1st|2nd)_manual\d*|manual\d+", name.lower()):  # beside the field of view in `mask` (DRIVE, HRF)
+    if re.fullmatch(r"(1st|2nd)_manual\d*|manual\d+", name.lower()):  # DRIVE, HRF: `mask` is the field of view
         return "mask", None
     roles, splits = set[str](), set[str]()
     for word in (word.lower() for word in words):
@@ -300,7 +300,7 @@ def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
 
 
 def _choose_folder(parent: Path, names: Sequence[str]) -> str | None:
-    """The one of these folders that holds images, `images` if it is among them."""
+    """The one of these folders with images; `images` if it is among them."""
     if "images" in names:
         return "images"
     with_images = [name for name in names if _contains_files(parent / name, IMAGE_EXTENSIONS)]

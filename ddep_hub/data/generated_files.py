@@ -1,6 +1,6 @@
-"""Recognises what this package wrote among a user's images: predictions, pictures of runs, copies made by `select`.
+"""Recognises files written by this package among a user's images: predictions, figures, and copies by `select`.
 
-An output folder may be below the images that a command reads. Nothing in it is an image of the user or has a mask.
+An output folder may be inside the folder of images that a command reads. Its files are neither images nor masks.
 """
 
 import logging
@@ -14,19 +14,19 @@ from .image_io import format_list
 
 logger = logging.getLogger(__name__)
 
-# Distinguishes pictures of this package from a user's own files with the same name.
+# Distinguishes figures of this package from a user's own files with the same name.
 SOFTWARE = "ddep_hub"
-# The kinds of predicted masks, each a folder, and the picture beside these.
+# The kinds of predicted masks, each a folder, and the legend beside them.
 PREDICTION_KINDS, LEGEND_FILE = ("ids", "colors", "overlays", "cityscapes"), "legend.png"
 # Written by `ddep-hub select` next to the folder `images`.
 SELECTED_LIST, SELECTED_PICTURE = "selected.txt", "selected.png"
-# Where a run has pictures, and those of an evaluation.
+# Locations of a run's figures, and those of an evaluation.
 _RUN_FOLDERS = ("pictures/", "final/", "best/", "checkpoints/", "pretraining/")
 _EVALUATION_PICTURES = ("confusion.png", "predictions.png")
 
 
 def is_prediction(path: Path) -> bool:
-    """Whether a file is a mask, an overlay or a legend that this package has written."""
+    """Whether a file is a mask, overlay or legend written by this package."""
     try:
         with Image.open(path) as picture:
             return picture.info.get("Software") == SOFTWARE
@@ -35,9 +35,9 @@ def is_prediction(path: Path) -> bool:
 
 
 def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
-    """The images below a folder except those written there by a command; a warning names the skipped files.
+    """The images below a folder except those written by a command of this package; a warning names skipped files.
 
-    Only few files are opened, so that millions of images take no time. If `root` is itself the output folder of
+    Only a few files are opened, so that this is fast for millions of images. If `root` is itself the output folder of
     `select`, the copies in it count as images. Raises a ValueError if no image is left.
     """
     outputs = _find_outputs(root, names)
@@ -60,7 +60,7 @@ def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
 
 
 def _find_outputs(root: Path, names: Sequence[str]) -> set[str]:
-    """Outputs of selections, runs and evaluations: names of pictures, and of folders with a trailing slash."""
+    """Outputs of selections, runs and evaluations: names of figures, and of folders with a trailing slash."""
     selections, runs, evaluations = set[str](), set[str](), set[str]()
     for name in names:
         folder, file = _split_path(name)
@@ -92,6 +92,6 @@ def _may_be_prediction(name: str) -> bool:
 
 
 def _split_path(name: str) -> tuple[str, str]:
-    """A folder, with its slash, and a file's name in it."""
+    """Splits a path into its folder, with a trailing slash, and the file name."""
     start = name.rfind("/") + 1
     return name[:start], name[start:]

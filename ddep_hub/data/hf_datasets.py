@@ -1,6 +1,6 @@
-"""Opens data sets with `datasets`: from the Hub, saved ones, Parquet files, WebDataset shards.
+"""Opens data sets with `datasets`: from the Hub, `save_to_disk` folders, Parquet files, WebDataset shards.
 
-`datasets` is imported where it is used: it is slow to import, and folders of images do without it.
+`datasets` is imported lazily, because it is slow to import and folders of images do not need it.
 """
 
 import re
@@ -17,16 +17,16 @@ from .folders import match_split
 from .image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
 
 
-# A data set saved by `save_to_disk` is mapped into memory and can be cut anywhere: into this many shards.
+# A data set saved by `save_to_disk` is memory-mapped and can be split anywhere: into this many shards.
 NUM_SAVED_SHARDS = 256
 HUB_PREFIX = "hf://datasets/"
 
 
 def load_split(name: str, split: str, *, revision: str | None = None) -> Any:
-    """A split of a data set of the Hub, or of a local folder or file, as `datasets.Dataset`.
+    """A split of a data set on the Hub, or of a local folder or file, as `datasets.Dataset`.
 
-    `split` is ignored for a single `Dataset` written by `save_to_disk`, which has none. Raises a ValueError that lists
-    the splits if there is no such one.
+    `split` is ignored for a single `Dataset` written by `save_to_disk`, which has no splits. Raises a ValueError that
+    lists the splits if there is no such split.
     """
     import datasets
 
@@ -39,7 +39,7 @@ def load_split(name: str, split: str, *, revision: str | None = None) -> Any:
 
 
 def stream_split(name: str, split: str, *, revision: str | None = None) -> Any:
-    """The same split as `datasets.IterableDataset`, without storing it on disk."""
+    """The same as `datasets.IterableDataset`, without storing it on disk."""
     if is_saved(name):
         data = load_split(name, split)
         return data.to_iterable_dataset(num_shards=max(1, min(len(data), NUM_SAVED_SHARDS)))
@@ -49,7 +49,7 @@ def stream_split(name: str, split: str, *, revision: str | None = None) -> Any:
 def stream_shards(shards: Sequence[str]) -> Any:
     """WebDataset shards, local files or URLs, as `datasets.IterableDataset`.
 
-    Raises a ValueError if the first shards cannot be read; other damaged shards show up only when they are reached.
+    Raises a ValueError if the first shards cannot be read; other damaged shards are detected only when reached.
     """
     import datasets
 
@@ -59,22 +59,22 @@ def stream_shards(shards: Sequence[str]) -> Any:
         return datasets.load_dataset("webdataset", data_files=list(shards), split="train", streaming=True)
     except tarfile.TarError as error:  # it reads the first samples
         raise ValueError(f"one of the shards {format_list(shards)} is damaged ({error}); replace it") from error
-    except ValueError as error:  # no files, or of several kinds
+    except ValueError as error:  # no files, or several kinds
         raise ValueError(
             f"the shards {format_list(shards)} are not WebDataset shards ({' '.join(str(error).split())}); give all "
-            "samples the same endings, such as 0001.jpg and 0001.json"
+            "samples the same extensions, such as 0001.jpg and 0001.json"
         ) from error
 
 
 def is_saved(name: str) -> bool:
-    """Whether it is a folder that `save_to_disk` wrote."""
+    """Whether this is a folder written by `save_to_disk`."""
     root = Path(name)
     is_single = (root / "state.json").is_file() and (root / "dataset_info.json").is_file()
     return is_single or (root / "dataset_dict.json").is_file()
 
 
 def local_fingerprint(name: str) -> list[str]:
-    """Relative names and sizes of all files of a local data set; empty for one of the Hub."""
+    """Relative names and sizes of all files of a local data set; empty for one on the Hub."""
     root = Path(name)
     if root.is_file():
         return [f"{root.name} {root.stat().st_size}"]
@@ -94,7 +94,7 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
 
 
 def holds_dataset(name: str) -> bool:
-    """Whether a local folder or file holds a data set that `datasets` wrote: parquet or arrow files."""
+    """Whether a local folder or file is a data set of `datasets`: Parquet or Arrow files."""
     root = Path(name)
     if root.is_file():
         return root.suffix in (".parquet", ".arrow")
@@ -102,14 +102,14 @@ def holds_dataset(name: str) -> bool:
 
 
 def describes_images(name: str) -> bool:
-    """Whether a local folder has images, and Parquet files without any, which then describe the images."""
+    """Whether a local folder has image files, and Parquet files without images, which then describe the former."""
     if is_saved(name) or next(iter_files(Path(name), IMAGE_EXTENSIONS), None) is None:
         return False
     return not any(path.suffix == ".arrow" or _holds_images(path) for path in _data_files(Path(name)))
 
 
 def _holds_images(file: Path) -> bool:
-    """Whether a parquet file has a column of images, each a struct of its bytes and its path."""
+    """Whether a Parquet file has an image column, a struct of bytes and path."""
     import pyarrow
     from pyarrow import parquet
 
@@ -121,7 +121,7 @@ def _holds_images(file: Path) -> bool:
 
 
 def _data_files(root: Path) -> Iterator[Path]:
-    # The Hub's layouts have their files at the top or one folder below.
+    # In the Hub's layouts, files are at the top level or one folder below.
     return (path for depth in ("", "*/") for kind in ("parquet", "arrow") for path in root.glob(f"{depth}*.{kind}"))
 
 
@@ -133,7 +133,7 @@ def image_columns(data: Any) -> list[str]:
 
 
 def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns: Sequence[str] = ()) -> Any:
-    """Only these columns of a data set, with images undecoded."""
+    """Selects these columns of a data set, with undecoded images."""
     import datasets
 
     from .undecoded_image import UndecodedImage
@@ -148,7 +148,7 @@ def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns
 
 
 def make_undecoded_sample(value: Any, location: str) -> dict[str, Any]:
-    """A sample of what `datasets.Image(decode=False)` gives, named after its file, or else its place."""
+    """Makes a sample from a value of `datasets.Image(decode=False)`, named after its file or else its location."""
     if value is None or (value["bytes"] is None and not value["path"]):
         raise BadFileError(f"{location} holds no image; remove the sample from the data set", location)
     content, path = value["bytes"], value["path"]
@@ -174,7 +174,7 @@ def _load_dataset(name: str, split: str, revision: str | None, **options: Any) -
 
 
 def _resolve_split(name: str, split: str, splits: Sequence[str]) -> str:
-    """A split by the name that the data set has for it: `datasets` calls files of `val` validation."""
+    """A split's name in the data set: `datasets` calls the split of `val` files validation."""
     match = match_split(splits, split)
     if match is None:
         raise ValueError(f"{name} has no split {split!r}; it has {sorted(splits)}")

@@ -1,4 +1,4 @@
-"""Unlabelled images: folders, Hub data sets, and how a name is resolved to one of them."""
+"""Unlabelled images from folders and Hub data sets, and how names are resolved to these."""
 
 import hashlib
 import itertools
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     import datasets
 
 
-# To ask for those of millions of files takes minutes, on network drives far more.
+# For millions of files, reading the sizes takes minutes, and far longer on network drives.
 MAX_FILE_SIZES = 100_000
 
 
 class ImageFolder(Dataset[dict[str, Any]]):
     """All images below a folder, sorted by relative path; hidden files and folders, and masks, are left out.
 
-    Which images these are, and what counts as a mask: see [`unlabelled_images`].
+    See [`unlabelled_images`] for what counts as a mask.
 
     A sample is `{"image": {"path": str, "bytes": None}, "path": str}`, undecoded for `PretrainTransform`.
 
@@ -73,7 +73,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
 def _file_size(path: str) -> int:
     try:
         return os.path.getsize(path)
-    except OSError:  # a link to nowhere, as reading it will say
+    except OSError:  # a broken link, which is reported when it is read
         return 0
 
 
@@ -82,17 +82,17 @@ WEBDATASET_COLUMNS = ("jpg", "jpeg", "png", "webp")
 
 
 class HubImages(Dataset[dict[str, Any]]):
-    """The images of a data set of the Hub, or of a local one that `datasets` reads, kept in the cache.
+    """The images of a data set on the Hub, or of a local one that `datasets` reads, kept in the cache.
 
     A sample is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded for `PretrainTransform`. If
     `column` is left at its default, a data set's only image column is used, whatever its name. `fingerprint`
-    identifies the data and does not depend on where it is stored.
+    identifies the data regardless of its location.
     """
 
     def __init__(self, name: str, split: str, *, column: str = "image", revision: str | None = None) -> None:
         self.name = f"{name}/{split}"
         data = load_split(name, split, revision=revision)
-        # If nobody has named another, the only one, whatever its name.
+        # If the column is the default, use the only image column, whatever its name.
         images = image_columns(data)
         self.column = images[0] if column == IMAGE_COLUMN and len(images) == 1 else column
         self.fingerprint = local_fingerprint(name) or [data._fingerprint]
@@ -108,9 +108,9 @@ class HubImages(Dataset[dict[str, Any]]):
 class ShardedImages:
     """The images of a data set opened with `streaming=True`, shard by shard; a source of `ImageStream`.
 
-    Samples are like those of `HubImages`; with WebDataset shards, a path is that of the shard and of the image in it.
-    If the shards have no `column`, the first of jpg, jpeg, png and webp that a sample has is used. `name` is what
-    messages call the data; `fingerprint` identifies it and does not depend on where it is stored.
+    Samples are like those of `HubImages`; with WebDataset shards, a path consists of the shard and the image in it. If
+    the shards have no `column`, the first of jpg, jpeg, png and webp in a sample is used. `name` identifies the data
+    in messages, and `fingerprint` identifies it regardless of its location.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class ShardedImages:
                 try:
                     yield make_undecoded_sample(sample[column], location)
                 except BadFileError:
-                    # Yields a sample that cannot be decoded: an error here would end the iteration for good.
+                    # Yields a sample that cannot be decoded, because an error here would end the iteration.
                     yield {"image": {"path": location, "bytes": b""}, "path": location}
         except tarfile.TarError as error:
             raise ValueError(f"shard {shard} of {self.name} is damaged ({error}); replace or remove it") from error
@@ -164,9 +164,9 @@ def open_images(
 
     A name is one of
 
-    - a folder of images, which may hold parquet files about them,
-    - `hf://datasets/org/name`, `hf://datasets/org/name@revision`, either with `/split` behind it (`train` by default),
-    - a local folder with parquet or arrow files, or one that `save_to_disk` wrote (split `train`),
+    - a folder of images, which may contain Parquet files with metadata,
+    - `hf://datasets/org/name` or `hf://datasets/org/name@revision`, optionally followed by `/split` (default `train`),
+    - a local folder with Parquet or Arrow files, or one written by `save_to_disk` (split `train`),
     - WebDataset shards: a .tar file or its http(s) URL, or a pattern of them such as `shards/*.tar` or
       `shards/train-{000..127}.tar`. They are always streamed.
 
@@ -189,11 +189,11 @@ def open_images(
 
 
 def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
-    """A hash of the images in `sources`, 16 hexadecimal digits, by which a resumed run detects that they changed.
+    """A hash of the images in `sources`, 16 hexadecimal digits, with which a resumed run detects changes.
 
-    Hashed are the relative names of the images in folders, the names and sizes of the files of local data sets and
-    shards, the fingerprints of data sets of the Hub, and name, revision and number of shards of streamed ones. In
-    folders of at most 100,000 images, sizes count too.
+    It covers the relative names of the images in folders, the names and sizes of the files of local data sets and
+    shards, the fingerprints of data sets on the Hub, and name, revision and number of shards of streamed ones. In
+    folders of at most 100,000 images, it includes file sizes.
     """
     digest = hashlib.sha256()
     for source in sources:
@@ -219,7 +219,7 @@ def expand_shards(pattern: str) -> list[str]:
         return [name for number in numbers for name in expand_shards(f"{prefix}{number:0{width}d}{suffix}")]
     if is_url(pattern):
         return [pattern]
-    # A plain file comes first: its name may hold brackets.
+    # An existing file takes precedence, because its name may contain brackets.
     matches = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
     if not matches:
         raise FileNotFoundError(f"{pattern} matches no file; check the path of the shards")

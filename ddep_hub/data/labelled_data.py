@@ -1,8 +1,8 @@
-"""Opens the labelled images that a name or the arguments of a run specify."""
+"""Opens the labelled images specified by a name or the arguments of a run."""
 
 from pathlib import Path
 
-from ddep_hub.data.synthetic import embedded_scenes
+from ddep_hub.data.synthetic import rendered_scenes
 from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
@@ -17,12 +17,12 @@ from .segmentation_datasets import HubSegmentation, SegmentationDataset, Segment
 def open_split(
     args: LabelledDataArguments, split: str, split_file: str | None = None, *, num_channels: int = 3
 ) -> SegmentationDataset:
-    """Opens a split of the data that `args` name, by default of the embedded scenes.
+    """Opens a split of the data in `args`, by default of the rendered scenes.
 
-    These are a folder in one of `SegmentationFolder`'s layouts, a data set of the Hub, or a local folder of parquet or
-    arrow files. `split_file` lists the samples to use, all by default; the others need no mask.
+    The data is a folder in one of `SegmentationFolder`'s layouts, a data set on the Hub, or a local folder of Parquet
+    or Arrow files. `split_file` lists the samples to use, all by default; others need no mask.
     """
-    name = resolve_data(args.data or str(embedded_scenes()))
+    name = resolve_data(args.data or str(rendered_scenes()))
     options = FolderOptions(args.image_dir, args.mask_dir, args.mask_suffix, args.classes)
     is_hub = name.startswith(HUB_PREFIX)
     if not is_hub and (not holds_dataset(name) or _is_folder(name, options)):
@@ -52,7 +52,7 @@ def open_split(
 
 
 def _is_folder(name: str, options: FolderOptions) -> bool:
-    """Whether images and masks are recognised in a folder that holds parquet or arrow files too."""
+    """Whether images and masks are recognised in a folder that also has Parquet or Arrow files."""
     try:
         layout = find_layout(name, options)
     except FileNotFoundError:
@@ -63,5 +63,5 @@ def _is_folder(name: str, options: FolderOptions) -> bool:
 
 
 def dataset_summary(dataset: SegmentationDataset) -> str:
-    """What was found of a data set, in a line."""
+    """A one-line description of a data set."""
     return getattr(dataset, "summary", f"{len(dataset)} labelled images")

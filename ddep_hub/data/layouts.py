@@ -12,8 +12,8 @@ pascal_voc      JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val
 camvid          {train,val,test}/*.png, {train,val,test}annot/*.png, as in the SegNet tutorial
 ```
 
-The folders of ADE20K may lie in `ADEChallengeData2016`, those of VOC in `VOC2012`, of Pascal Context in `VOC2010`, and
-these two in `VOCdevkit`. Cityscapes' test masks are there, but without any class.
+The folders of ADE20K may be in `ADEChallengeData2016`, those of VOC in `VOC2012`, those of Pascal Context in
+`VOC2010`, and the latter two in `VOCdevkit`. Cityscapes has test masks, but without any class.
 """
 
 import logging
@@ -59,10 +59,10 @@ class SplitFiles:
 
     Args:
         splits: The splits of the data set, sorted.
-        images: The image of every sample id, in the order of the official list, or sorted.
-        masks: Where the mask of every sample id belongs; it need not be there.
-        mapping: Class id of every value that the masks may hold; None where the values are the ids.
-        groups: What each sample belongs to, such as a slide, where `pairs.csv` or a folder says so.
+        images: Image path by sample id, in the order of the official list, or sorted.
+        masks: Mask path by sample id; the file need not exist.
+        mapping: Class id of every value in the masks; None if the values are the ids.
+        groups: Group of each sample, such as a slide, if known from `pairs.csv` or folders.
     """
 
     image_folder: Path
@@ -79,7 +79,7 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
     """Detects a data set's layout, one of `LAYOUTS`, from the contents of its folder.
 
     With a `pairs.csv`, or with folders or a suffix in `options`, it is `folder`. Raises a FileNotFoundError that lists
-    what was looked for and what was found, or a ValueError that names the layouts or folders that may be meant.
+    what was expected and what was found, or a ValueError that lists the candidates if several layouts match.
     """
     root = Path(root)
     if options.has_folders or (root / PAIRS).is_file():
@@ -95,10 +95,10 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
         "cityscapes": (root / "leftImg8bit").is_dir(),
         "pascal_context": _is_pascal_context(context),
         "ade20k": is_ade20k,
-        # VOC2010 also has such masks, for another task.
+        # VOC2010 has such masks too, for a different task.
         "pascal_voc": (voc / "SegmentationClass").is_dir()
         and not _is_pascal_context(voc)
-        # Without its lists, folders of these names are somebody's own.
+        # Without the official lists, folders with these names are user data.
         and (bool(official_folders(root, "pascal_voc")) or not (options.classes or (root / "classes.json").is_file())),
         "camvid": bool(official_folders(root, "camvid")),
     }
@@ -118,7 +118,7 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
 def find_splits(
     root: Path, layout: str, options: FolderOptions = DEFAULT_OPTIONS
 ) -> tuple[dict[str, SplitFolders], dict[str, Pairs]]:
-    """The folders of each split of a data set, and the pairs of each if `pairs.csv` lists them, keyed by split.
+    """The folders of a data set by split, and the pairs by split if `pairs.csv` lists them.
 
     Official names such as `training` become `train` and `val`; those of the layout `folder` stay as they are.
     """
@@ -194,7 +194,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
 def _folder_files(
     root: Path, split_dirs: SplitFolders, pairs: Pairs, options: FolderOptions
 ) -> tuple[dict[str, Path], ClassTable]:
-    """The masks and classes of a split of the layout `folder`; warns of masks without an image."""
+    """The masks and classes of a split of the layout `folder`; warns about masks without an image."""
     if pairs.unmatched:
         logger.warning(
             "%s: skipping %d masks without an image: %s",
@@ -207,7 +207,7 @@ def _folder_files(
         raise FileNotFoundError(f"{classes_path} is missing. {suggest_classes(list(pairs.masks.values()))}")
     suffix = strip_extension(options.mask_suffix or "")
     masks = {sample_id: split_dirs.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images}
-    # What a missing mask is called in messages must not be the image itself.
+    # In messages, the path of a missing mask must not be the image itself.
     masks |= {
         name: split_dirs.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image
     }
@@ -228,7 +228,7 @@ def _not_found_message(root: Path) -> str:
 
 
 def official_folders(root: Path, layout: str) -> dict[str, SplitFolders]:
-    """The splits that are there, by the name that users give."""
+    """The existing splits, by the names that users pass."""
     if layout == "cityscapes":
         names = subfolders(root / "leftImg8bit")
         folders = {name: SplitFolders(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
@@ -291,7 +291,7 @@ def _find_images(folder: Path, suffix: str) -> dict[str, Path]:
 def _read_image_list(folder: Path, list_file: Path) -> dict[str, Path]:
     files = sorted(folder.iterdir(), key=lambda path: (path.suffix == ".jpg", path)) if folder.is_dir() else []
     images = {path.stem: path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
-    # Lists of a class have a column that says whether an image shows it.
+    # Per-class lists have a column for whether an image shows the class.
     listed = read_split_file(list_file, images)
     sample_ids = [sample_id if sample_id in images else sample_id.split()[0] for sample_id in listed]
     missing = [f"{sample_id}.jpg" for sample_id in sample_ids if sample_id not in images]

@@ -1,4 +1,4 @@
-"""Inspects masks of unknown classes: objects by number, colours by palette, smoothed borders."""
+"""Inspects masks with unknown classes: instance numbers, palettes, smoothed borders."""
 
 import itertools
 import json
@@ -16,33 +16,33 @@ from .mask_files import load_mask, palette_colors
 from .masks import COLOR_MODES, count_values, read_pixels
 
 
-# Means no class, as in most data sets.
+# The ignored value, as in most data sets.
 IGNORED = 255
-# Up to so many colours, masks are never said to be smoothed; more than so many are no classes in any case.
+# Up to the first number of colours, masks are never considered smoothed; above the second, they are not classes.
 _MAX_HARD_COLORS, _MAX_COLORS = 16, 256
-# How far, in a channel, a colour may be from one that rounding or compression has changed, or from a mix of two.
+# Tolerance per channel for colours changed by rounding or compression, or mixed from two.
 _NEAR, _ROUNDING = 8, 2
 
 
 @dataclass
 class MaskSurvey:
-    """What masks hold, and what their values, or colours, and borders tell.
+    """Statistics of masks: values or colours and borders, and what they imply.
 
     Attributes:
-        counts: How many pixels each value or colour has.
+        counts: Number of pixels of each value or colour.
     """
 
     counts: Counter[Any] = field(default_factory=Counter)
     _num_objects: list[int | None] = field(default_factory=list)
     _areas: set[Any] = field(default_factory=set)
-    # Of the pixels between black and white: how many, and how many of them with a darker and a lighter neighbour.
+    # Number of pixels between black and white, and how many of these have a darker and a lighter neighbour.
     _num_between: int = 0
     _num_ramps: int = 0
 
     def add(self, pixels: np.ndarray, *, nodata: Collection[int] = (), is_ignored: np.ndarray | None = None) -> None:
         """Adds a mask of values (H, W) or colours (H, W, 3).
 
-        `nodata` are values that number no object; pixels that are ignored (H, W) are not counted.
+        `nodata` are values that are not object numbers; pixels with `is_ignored` (H, W) are not counted.
         """
         counts = count_values(pixels)
         self._add_borders(pixels, counts)
@@ -63,14 +63,14 @@ class MaskSurvey:
 
     @property
     def has_colors(self) -> bool:
-        """Whether some masks are in colour."""
+        """Whether any mask is in colour."""
         return any(isinstance(value, tuple) for value in self.counts)
 
     @property
     def number_objects(self) -> bool:
-        """Whether masks number their objects, as Cellpose, StarDist and ImageJ do.
+        """Whether these are instance masks, as from Cellpose, StarDist and ImageJ.
 
-        The highest value must differ more between masks than that of classes does, of which a few may be missing.
+        The highest value must vary more between masks than it would if a few classes were missing.
         """
         if None in self._num_objects or self.are_smoothed:
             return False
@@ -79,11 +79,11 @@ class MaskSurvey:
 
     @property
     def are_smoothed(self) -> bool:
-        """Whether the masks may have few values or colours, with soft borders, see [`colors_look_smoothed`].
+        """Whether the masks may have few classes with smoothed borders, see [`colors_look_smoothed`].
 
-        Values are then many of 8 bits, up to both ends; or a few, as in masks that were reduced by 2 or 4: between 0
-        and 255, up to light greys, none fills an area, and most of their pixels lie between a darker and a lighter
-        one.
+        There are then either most of the 256 values, including both ends; or a few, as in masks downsampled by 2 or 4:
+        values between 0 and 255, up to light greys, which fill no area, and most of whose pixels lie between a darker
+        and a lighter one.
         """
         if self.has_colors:
             return colors_look_smoothed([color for color in self.counts if isinstance(color, tuple)], self._areas)
@@ -97,9 +97,9 @@ class MaskSurvey:
 
 
 def _count_objects(pixels: np.ndarray, values: Collection[Any]) -> int | None:
-    """The highest value of a mask (H, W) that may number its objects from 1 on; `None` of any other.
+    """The highest value of a mask (H, W) that may be an instance mask, numbered from 1; otherwise `None`.
 
-    Nearly all values up to the highest must occur, and neighbouring pixels mostly have the same, unlike in a photo.
+    Nearly all values up to the highest must occur, and most neighbouring pixels must be equal, unlike in a photo.
     """
     ids = [value for value in values if value != 0] if pixels.ndim == 2 else [-1]
     changes = np.count_nonzero(pixels[:, 1:] != pixels[:, :-1])
@@ -122,10 +122,10 @@ def find_areas(pixels: np.ndarray) -> set[Any]:
 
 
 def colors_look_smoothed(colors: Collection[Color], areas: Collection[Any]) -> bool:
-    """Whether up to 256 colours of masks may be few with soft borders; `areas` has those that [`find_areas`] gives.
+    """Whether up to 256 colours may be few classes with smoothed borders; `areas` are those from [`find_areas`].
 
-    Colours of soft borders fill no area, and are close to a colour that does, or, several in a row, between two such.
-    Colours of classes may lie so too, as every second one of Pascal VOC, but few of them fill no area.
+    Border colours fill no area and are close to a colour that does, or lie, several in a row, between two of these.
+    Class colours may lie like this too, like every second one of Pascal VOC, but few of them fill no area.
     """
     others = np.array(sorted(set(colors) - set(areas)), np.float64)
     filled = sorted(set(colors) & set(areas))
@@ -143,9 +143,9 @@ def colors_look_smoothed(colors: Collection[Color], areas: Collection[Any]) -> b
 
 
 def palettes_differ(paths: Sequence[Path]) -> bool:
-    """Whether an index means one colour in one mask and another in the next: a program has numbered the colours.
+    """Whether an index has different colours in different masks, because a program has renumbered them.
 
-    So has it in any GIF that is not grey, as GIFs hold the colours that occur and no others.
+    This applies to every GIF that is not grey, because GIFs store only the colours that occur.
     """
     known_colors: dict[int, Color] = {}
     for path in paths:
@@ -165,13 +165,13 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
 
 
 def _survey_masks(paths: Sequence[Path], mapping: Mapping[int, int] | None = None) -> MaskSurvey:
-    """Reads masks as [`decode_mask`] does: with `mapping` where it is given, and else any values and colours."""
+    """Reads masks as [`decode_mask`] does: with `mapping` if given, otherwise with any values and colours."""
     survey = MaskSurvey()
     color_modes = (*COLOR_MODES, "P") if palettes_differ(paths) else COLOR_MODES
     for path in paths:
         mask = load_mask(path)
         pixels = read_pixels(mask, path, mapping, color_modes=color_modes)
-        # An index keeps this meaning, whatever its colour, but in a GIF, where the order means nothing.
+        # An index keeps its meaning whatever its colour, except in a GIF, whose palette has no reliable order.
         keeps_ignored = mask.image.mode == "P" and pixels.ndim == 3 and mask.format != "GIF"
         survey.add(pixels, is_ignored=np.asarray(mask.image) == IGNORED if keeps_ignored else None)
     return survey
@@ -181,15 +181,15 @@ def suggest_classes(paths: Sequence[Path]) -> str:
     """Suggests the content of `classes.json`, from the values or colours in at most 100 of the masks."""
     sampled_paths = paths[:: -(-len(paths) // 100)]
     survey = _survey_masks(sampled_paths)
-    if set(survey.counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
+    if set(survey.counts) == {0, 1, 255}:  # the 1 may come only from 1-bit masks, whose white is 255 beside 8-bit ones
         white_survey = _survey_masks(sampled_paths, {0: 0, 255: 1})
         survey = white_survey if set(white_survey.counts) == {0, 255} else survey
     counts = survey.counts
     if survey.number_objects:
         ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
         return (
-            "Each mask numbers its objects, from 1 on. To make one class of them, save this there, with your own "
-            f'name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
+            "These are instance masks, whose objects are numbered from 1. To make one class of them, save this there, "
+            f'with your own name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
         )
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
     if survey.are_smoothed:
@@ -200,12 +200,12 @@ def suggest_classes(paths: Sequence[Path]) -> str:
             )
         return (
             f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
-            "0 and 255 alone; if each object has an id of its own, set `other_values` to the name of their class."
+            "only 0 and 255; if each object has its own id, set `other_values` to the name of their class."
         )
     class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
     if len(class_values) > 255:  # too many for ids beside the ignore index 255
         return (
-            f"The masks hold {len(values)} values. If each object has an id of its own, set `other_values` to the "
+            f"The masks hold {len(values)} values. If each object has its own id, set `other_values` to the "
             "name of their class; if colours are smoothed, save the masks without smoothing; if they are classes, "
             'name them there and set "ignore_index": -1.'
         )

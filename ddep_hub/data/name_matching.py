@@ -1,4 +1,4 @@
-"""Matches names of masks to names of images, and tells masks from images by their names."""
+"""Matches names of masks to names of images, and distinguishes masks from images by their names."""
 
 import itertools
 import os
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 
-# In this order of preference: a JPEG beside another file of its name is not the mask.
+# In order of preference: a JPEG beside another file of the same name is not the mask.
 MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg", ".npy")
 IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
 MASK_WORDS = set(
@@ -26,8 +26,7 @@ NO_AFFIX = ("", "")
 
 
 def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
-    """Images and masks among the files of one folder, told apart by their names, or JPEG from PNG; `None` if they
-    cannot be."""
+    """Separates the images and masks in one folder by their names, or as JPEG and PNG; `None` if it cannot."""
     stems = {name: re.sub(r"\.ome$", "", os.path.splitext(name)[0], flags=re.IGNORECASE) for name in names}
 
     def find_masks(pattern: str, cores: set[str]) -> list[str]:
@@ -48,7 +47,7 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
         if not masks:  # mask_1 beside 1 or image_1
             cores = all_stems | {_IMAGE_PREFIX.sub("", stem, count=1) for stem in all_stems}
             masks = find_masks(r"(?P<mask>[A-Za-z]+)[-_. ]?(?P<core>.+)", cores)
-            masks = masks if len(masks) > 1 else []  # one may be chance
+            masks = masks if len(masks) > 1 else []  # one may be a coincidence
         if not masks:
             jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
             masks = [name for name in names if stems[name] in jpegs and name.lower().endswith(".png")]
@@ -66,12 +65,12 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
 def match_names(
     images: Sequence[str], masks: Sequence[str], mask_suffix: str | None = None, location: str = "The folder"
 ) -> dict[str, str]:
-    """The mask of each image that has one, by their names without extension; all masks must add the same to the name.
+    """Maps images to masks by their names without extension; all masks must have the same affix.
 
-    Without `mask_suffix`, the addition that matches most images is used; raises a ValueError that names two additions
-    if they match equally many. `location` is what messages call the folder of the masks.
+    Without `mask_suffix`, the affix that matches most images is used; raises a ValueError that names two affixes if
+    they match equally many. `location` is the folder of the masks in messages.
     """
-    # The same name may use composed or decomposed letters, because systems differ in which they store.
+    # The same name may use composed or decomposed letters, because systems store them differently.
     composed = [{unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)]
     if len(composed[0]) == len(images) and len(composed[1]) == len(masks):
         matches = _match(list(composed[0]), list(composed[1]), mask_suffix, location)
@@ -85,7 +84,7 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
         return {name: name for name in images}
     best_score: tuple[int, int] = (0, 0)
     candidates: dict[tuple[str, str], dict[str, str]] = {}
-    # Masks may differ in subfolders, capitalisation and leading zeros, if the names are still unique without these.
+    # Masks may differ in subfolders, capitalisation and leading zeros, if the names remain unique without these.
     for folders, exact in itertools.product((True, False), (True, False)):
         if best_score[0] == len(images):
             break
@@ -112,7 +111,7 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
 def _check_second_masks(
     matches: Mapping[str, str], unused: Sequence[str], chosen: tuple[str, str], location: str
 ) -> None:
-    """Raises a ValueError if an unused mask belongs to an image with a mask, as one of another class may."""
+    """Raises a ValueError if an unused mask belongs to an image that has a mask, for example one of another class."""
     for affix in _affixes(dict.fromkeys(matches, ""), unused):
         cores = _strip_affix(unused, affix, folders=True, exact=True)
         twice = next((image for image in matches if image in cores), None)
@@ -124,7 +123,7 @@ def _check_second_masks(
 
 
 def _extends(affix: tuple[str, str], chosen: tuple[str, str]) -> bool:
-    """Whether an affix is the chosen one with more words, as in the mask of a longer name, or an older copy."""
+    """Whether an affix extends the chosen one, as in the mask of a longer name, or in an older copy."""
     if chosen != NO_AFFIX and affix[0].startswith(chosen[0]) and affix[1].endswith(chosen[1]):
         return True  # the mask of `a_b`, whose image may be elsewhere
     if not (affix[0].endswith(chosen[0]) and affix[1].startswith(chosen[1])):
@@ -142,7 +141,7 @@ def strip_extension(suffix: str) -> str:
 
 
 def _strip_affix(names: Iterable[str], affix: tuple[str, str], *, folders: bool, exact: bool) -> dict[str, str]:
-    """Names by what is left of them without an affix; those without it are left out, and those that are then equal."""
+    """Names by their remainder without an affix; names without it, or with equal remainders, are left out."""
     prefix, suffix = affix
     names_by_core: dict[str, list[str]] = {}
     for name in names:
@@ -165,7 +164,7 @@ def _image_affixes(images: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, str]]:
-    """What may have been added to the images' names to name the masks, found from a few of the fewer of both."""
+    """Candidate affixes of mask names, found from a sample of the smaller of both groups."""
     names = list(cores)
     if len(masks) < len(names):  # few images are labelled: of few images none may be
         masks = masks[:: max(1, len(masks) // 5)]
@@ -184,7 +183,7 @@ def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, 
 
 
 def _is_affix(text: str, *, is_prefix: bool) -> bool:
-    """Whether a text may be an affix: words, not a part of a number or of a word."""
+    """Whether a text may be an affix: whole words, not part of a number or word."""
     if not text:
         return True
     words = re.findall("[A-Za-z]+", text)

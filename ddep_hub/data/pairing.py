@@ -1,4 +1,4 @@
-"""Pairs images with masks: by their names, by the folders of patients, or as `pairs.csv` lists them."""
+"""Pairs images with masks: by name, by patient folder, or from `pairs.csv`."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ PAIRS = "pairs.csv"
 class Pairs:
     """Images and masks by sample id; an image may have no mask. `unmatched` names the masks without an image.
 
-    `groups` says what each sample belongs to, such as a patient or a slide, if that is known.
+    `groups` maps samples to groups, such as a patient or a slide, if these are known.
     """
 
     images: dict[str, Path]
@@ -35,14 +35,14 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     """Finds the mask of each image, which has the same name apart from words such as `_mask` or `gt_`.
 
     `mask_folder` may be the same as `image_folder`, see [`images_and_masks`] and [`has_patients`], or not exist.
-    Without `mask_suffix`, such as `_mask`, what is added to the names is detected. Files that commands of this package
-    wrote are left out. A sample id is an image's path in its folder without suffix. Raises a ValueError if two images
-    share one, or several masks may be meant.
+    Without `mask_suffix`, such as `_mask`, the affix is detected. Files written by commands of this package are left
+    out. A sample id is an image's path in its folder without suffix. Raises a ValueError if two images share one, or
+    several masks match.
     """
     same_folder = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
     names = [] if same_folder else list_images(image_folder)
     masks = [] if same_folder else sorted(iter_files(mask_folder, MASK_EXTENSIONS))
-    # Beside pictures, arrays are something else, such as probabilities.
+    # Beside image files, arrays are something else, such as probabilities.
     masks = [name for name in masks if not is_array(name)] or masks
     if same_folder:
         beside = images_and_masks(image_folder, mask_suffix)
@@ -61,10 +61,10 @@ def _pair(
     for name in sorted(masks, key=lambda name: MASK_EXTENSIONS.index(os.path.splitext(name)[1].lower())):
         stem, extension = os.path.splitext(name)
         previous = files.setdefault(stem, name)
-        # A JPEG beside a mask of its name is only a picture of it.
+        # A JPEG beside a mask of the same name is only a rendering of it.
         if previous != name and extension.lower() not in (".jpg", ".jpeg"):
             raise ValueError(f"{mask_folder} holds both {previous} and {name}; keep one mask per image")
-    # Patients have folders of their own, in which images and masks may lie in two more.
+    # Each patient has a folder, in which images and masks may have subfolders.
     image_keys, mask_keys = ({_drop_role(name): name for name in found} for found in (images, files))
     if not (image_folder == mask_folder and len(image_keys) == len(images) and len(mask_keys) == len(files)):
         image_keys, mask_keys = ({name: name for name in found} for found in (images, files))
@@ -79,7 +79,7 @@ def _pair(
 
 
 def by_sample_id(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Names of images by themselves without suffix; raises a ValueError if two are then the same."""
+    """Image names by sample id, the name without suffix; raises a ValueError if two are equal."""
     images: dict[str, str] = {}
     for name in names:
         previous = images.setdefault(os.path.splitext(name)[0], name)
@@ -89,7 +89,7 @@ def by_sample_id(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
-    """What [`separate_masks`] gives of the files in a folder; arrays count where pictures alone are not told apart."""
+    """Applies [`separate_masks`] to the files in a folder; arrays count if image files alone cannot be separated."""
     names = sorted(iter_files(folder, IMAGE_EXTENSIONS, recursive=False))
     pictures = [name for name in names if not is_array(name)]
     return separate_masks(pictures, mask_suffix) or separate_masks(names, mask_suffix)
@@ -98,8 +98,8 @@ def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list
 def has_patients(folder: Path, mask_suffix: str | None = None) -> bool:
     """Whether there is a folder for each patient, slide or scene, with images and masks, and no image beside these.
 
-    In each, masks lie beside the images, `<patient>/a.png` and `<patient>/a_mask.png`, or both lie in folders,
-    `<patient>/images/a.png` and `<patient>/masks/a.png`. A few folders are looked at, most of which must be such.
+    In each, masks are beside the images, `<patient>/a.png` and `<patient>/a_mask.png`, or both have subfolders,
+    `<patient>/images/a.png` and `<patient>/masks/a.png`. A few folders are sampled, most of which must match.
     """
     names = subfolders(folder)
     if len(names) < 2 or any(iter_files(folder, IMAGE_EXTENSIONS, recursive=False)):
@@ -113,7 +113,7 @@ def _is_patient(folder: Path, mask_suffix: str | None) -> bool:
     image_stems, mask_stems = ([os.path.splitext(basename(name))[0] for name in names] for names in (images, masks))
     try:
         return bool(masks and match_names(image_stems, mask_stems, mask_suffix))
-    except ValueError:  # several masks may be meant, which pairing reports
+    except ValueError:  # several masks match, which pairing reports
         return True
 
 
@@ -139,7 +139,7 @@ def _pair_patients(folder: Path, mask_suffix: str | None) -> Pairs:
             names += [f"{patient}/{name}" for name in found]
     images, masks = ([name for name in names if not is_array(name)] or names for names in (images, masks))
     pairs = _pair(folder, exclude_generated(folder, images), folder, masks, mask_suffix)
-    # Folders are numbered if they are patients; others may be kinds of images, which a split must not keep apart.
+    # Patient folders are numbered; others may be kinds of images, which need not stay in one split.
     patients = {name: name.split("/")[0] for name in pairs.images}
     groups = {name: patient if re.search(r"\d", patient) else name for name, patient in patients.items()}
     has_groups = any(group != name for name, group in groups.items()) and len({*groups.values()}) > 1
@@ -147,7 +147,7 @@ def _pair_patients(folder: Path, mask_suffix: str | None) -> Pairs:
 
 
 def _drop_role(name: str) -> str:
-    """A path without the folder that says whether its file is an image or a mask, if that is the second one."""
+    """Removes the second folder of a path, if it only distinguishes images from masks."""
     patient, *inner = name.split("/")
     if len(inner) > 1 and inner[0].lower() in IMAGE_WORDS | MASK_WORDS:
         inner = inner[1:]

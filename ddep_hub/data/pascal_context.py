@@ -17,7 +17,7 @@ from .dataset_registry import get_dataset_info
 from .image_io import BadFileError
 
 
-# The annotations name 459 things; 0 is unnamed.
+# The annotations have 459 categories; 0 is unlabelled.
 _MAX_ID = 459
 
 

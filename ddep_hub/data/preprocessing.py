@@ -16,7 +16,7 @@ from .segmentation_datasets import Sample
 
 
 MAX_SCALE_RATIO = 2.0  # crops of training are scaled by up to this factor
-MAX_NORMALISED = 5.0  # mean or standard deviation of an image's normalised pixels that is hardly one of training's
+MAX_NORMALISED = 5.0  # mean or standard deviation of normalised pixels that is implausible for training images
 Size = int | tuple[int, int]
 AnyImage = Image.Image | ChannelImage
 
@@ -24,7 +24,7 @@ AnyImage = Image.Image | ChannelImage
 class EvalTransform:
     """The whole image, and the labels at their own size, so that scores are those of the data set's masks.
 
-    The image is resized as an image processor of transformers for semantic segmentation does it. With
+    The image is resized like by a transformers image processor for semantic segmentation. With
     [`Normalize.from_processor`], the result is exactly the processor's.
     """
 
@@ -43,12 +43,12 @@ class EvalTransform:
 
 
 def resize_with_processor(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
-    """The pixels of an image, uint8 or float32 (C, h, w), after an image processor's own resizing.
+    """The pixels of an image, uint8 or float32 (C, h, w), resized by an image processor.
 
-    Its own, as its two backends round differently. The channels keep the image's order; [`Normalize`] changes it.
-    `options` are those of this call, such as `do_resize=False`.
+    The processor's own code is used because its two backends round differently. The channels keep the image's order;
+    [`Normalize`] changes it. `options` override the processor's, such as `do_resize=False`.
     """
-    # Either would shift the image against its labels, and the model pads by itself.
+    # Both would shift the image against its labels, and the model pads by itself.
     options |= {name: False for name in ("do_center_crop", "do_pad") if getattr(processor, name, False)}
     options |= {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
     if getattr(processor, "channel_order", None):
@@ -72,8 +72,8 @@ def to_tensor(image: AnyImage) -> torch.Tensor:
 class Normalize:
     """Converts images to normalised `pixel_values`, on their device.
 
-    `mean` and `std` are those of each channel after the pixels are multiplied by `rescale_factor`. `channel_order`
-    says which channel of the images each channel of the result is; by default they are the same.
+    `mean` and `std` are per channel, after the pixels are multiplied by `rescale_factor`. `channel_order` is the
+    image's channel for each channel of the result; unchanged by default.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Normalize:
 
     @classmethod
     def from_processor(cls, processor: Any) -> Self:
-        """Rescales and normalises like an image processor, as far as that does."""
+        """Rescales and normalises like an image processor, if the processor does."""
         return cls(*get_normalization(processor), getattr(processor, "channel_order", None))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Maps (batch, C, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
-        if images.device not in self._by_device:  # once: such a copy waits for the device
+        if images.device not in self._by_device:  # copied once, because the copy synchronises the device
             self._by_device[images.device] = (self.mean.to(images.device), self.std.to(images.device))
         mean, std = self._by_device[images.device]
         # In contiguous memory format, in which per-channel means are fast, and in place.
@@ -107,7 +107,7 @@ class Normalize:
 
 
 def get_normalization(processor: Any) -> tuple[list[float], list[float], float]:
-    """Mean, standard deviation and rescale factor of an image processor: 0, 1 and 1 of what it does not do."""
+    """Mean, standard deviation and rescale factor of an image processor; 0, 1 and 1 for disabled steps."""
     mean, std = [0.0], [1.0]
     if processor.do_normalize:
         mean, std = (np.atleast_1d(values).tolist() for values in (processor.image_mean, processor.image_std))
@@ -117,7 +117,7 @@ def get_normalization(processor: Any) -> tuple[list[float], list[float], float]:
 def warn_about_units(pixel_values: torch.Tensor, name: str) -> None:
     """Warns once if normalised images `(batch, C, H, W)` are far from mean 0 and standard deviation 1.
 
-    Not of RGB images, whose range is known: of others, the units and the exposure may differ from those of training.
+    RGB images are not checked, because their range is known; others may differ in units and exposure from training.
     """
     if pixel_values.shape[1] == 3:
         return
@@ -128,14 +128,14 @@ def warn_about_units(pixel_values: torch.Tensor, name: str) -> None:
                 "units",
                 name,
                 f"{name}: after normalisation, channel {channel} has mean {mean:.1f} and standard deviation "
-                f"{std:.1f}, far from 0 and 1. Their bit depth, units or exposure may not be those that the model was "
-                "trained on. Convert the images, or, to train on such images, set image_mean and image_std.",
+                f"{std:.1f}, far from 0 and 1. Bit depth, units or exposure may differ from those of the training "
+                "images. Convert the images or, to train on such images, set image_mean and image_std.",
             )
             return
 
 
 def resize_factor(processor: Any, height: int, width: int) -> float:
-    """By which factor an image processor resizes an image; the geometric mean if rows and columns differ in it."""
+    """Factor by which an image processor resizes an image; the geometric mean if height and width differ in it."""
     size = processor_size(processor)
     if isinstance(size, tuple):
         return math.sqrt(size[0] * size[1] / (height * width))
@@ -156,14 +156,14 @@ def warn_about_scale(processor: Any, scale_range: Sequence[float] | None, height
     warn_once(
         "scale",
         name,
-        f"An image of {width}x{height} pixels is resized by a factor of {scale:.2f}, those of training by {trained}. "
+        f"An image of {width}x{height} pixels is resized by a factor of {scale:.2f}, training images by {trained}. "
         f"If its objects have as many pixels as in training, set image_size={image_size}, and `window` for a large "
-        "image; if it shows the same view with more or fewer pixels, this is right.",
+        "image; if it shows the same view at another resolution, nothing needs to change.",
     )
 
 
 def processor_size(processor: Any) -> Size | None:
-    """Size that an image processor gives an image: its shorter side, (height, width), or `None` for its own."""
+    """Size to which an image processor resizes: shorter side, (height, width), or `None` if it does not resize."""
     if not processor.do_resize:
         return None
     size = {name: int(value) for name, value in dict(processor.size).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Chooses the examples of a training step: a pure function of seed, step and rank."""
+"""Determines the examples of a training step, as a pure function of seed, step and rank."""
 
 import contextlib
 import math
@@ -16,8 +16,8 @@ def example_seed(*values: int) -> int:
     The seed, also in 0..2**64-1, is the same on every platform and with every version of NumPy. The order of the
     numbers and how many there are matter: (1,), (1, 0) and (0, 1) differ.
     """
-    # SeedSequence itself splits large numbers into 32-bit words and fills up with zeros, so that (1,) and (1, 0)
-    # would be one; the length and two words for every value tell them apart.
+    # SeedSequence itself splits large numbers into 32-bit words and pads with zeros, so that (1,) and (1, 0) would
+    # coincide; the length and two words for every value distinguish them.
     words = [len(values)]
     for value in values:
         words += [value & 0xFFFFFFFF, value >> 32]
@@ -26,7 +26,7 @@ def example_seed(*values: int) -> int:
 
 @contextlib.contextmanager
 def seed_rng(*values: int) -> Iterator[None]:
-    """Seeds torch's default CPU generator inside the block from these, see [`example_seed`]."""
+    """Seeds torch's default CPU generator within the block, see [`example_seed`]."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators' generators as well.
         torch.default_generator.manual_seed(example_seed(*values))
@@ -41,9 +41,9 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_slice(global_batch_size: int, rank: int, world_size: int) -> range:
-    """The positions in the global batch that one process works on.
+    """The positions in the global batch that one process handles.
 
-    The ranges of all ranks make up the batch, and their lengths differ by at most one. Raises a ValueError if there
+    The ranges of all ranks form the batch, and their lengths differ by at most one. Raises a ValueError if there
     are fewer examples than processes.
     """
     if global_batch_size < world_size:
@@ -55,15 +55,15 @@ def batch_slice(global_batch_size: int, rank: int, world_size: int) -> range:
 
 
 def source_seed(seed: int, source: int, num_sources: int) -> int:
-    """The seed of one of several sources; a single one has the run's own."""
+    """The seed of one of several sources; a single source has the run's seed."""
     return seed if num_sources == 1 else example_seed(seed, source)
 
 
 class SourceMixture:
     """Which of several sources each position of an endless stream takes: a pure function of (seed, position).
 
-    The stream is cut into blocks of `BLOCK` positions. In every block a source has the same number of places
-    (`counts`), its share of `weights` rounded by largest remainder; the places are shuffled by (seed, block).
+    The stream is divided into blocks of `BLOCK` positions. In every block a source has the same number of positions
+    (`counts`), its share of `weights` rounded by largest remainder; they are shuffled by (seed, block).
     """
 
     BLOCK = 1000
@@ -105,16 +105,16 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
     The run is an endless stream of examples, one shuffled epoch after another. Position p of the stream is the example
     `epoch_order(N, seed, p // N)[p % N]`, and step s takes the positions from s * global_batch_size on: a batch may
-    span epochs, and N may be smaller than the batch. What a step holds does not depend on where the run was resumed,
-    nor, taken over all ranks, on the number of processes.
+    span epochs, and N may be smaller than the batch. A step's examples do not depend on where the run was resumed nor,
+    over all ranks, on the number of processes.
 
     With `weights`, position p takes the n-th example of source k, of size N, where (k, n) is
     `SourceMixture.locate(p)`: `epoch_order(N, source_seed, n // N)[n % N]`. A source that runs through an epoch sooner
     than the others continues with its next one.
 
     Args:
-        num_examples: Size N of the data set, or the sizes of sources that are laid end to end; `index` counts over
-            all of them, as in torch's `ConcatDataset`.
+        num_examples: Size N of the data set, or the sizes of concatenated sources; `index` counts over all of them, as
+            in torch's `ConcatDataset`.
         global_batch_size: Examples per step over all processes, each of which gets its `batch_slice`.
         weights: Share of each source in the examples. By default the sources are shuffled as one data set.
     """

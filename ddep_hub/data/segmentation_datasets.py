@@ -1,4 +1,4 @@
-"""Labelled images: folders in known layouts, and data sets of the Hub."""
+"""Labelled images: folders in known layouts, and data sets on the Hub."""
 
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ from .splits import read_split_file
 
 
 Sample = dict[str, Any]
-# Formats of masks whose size does not depend on what they hold.
+# Mask formats whose file size does not depend on the content.
 UNCOMPRESSED = {".bmp", ".dib", ".npy", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"}
 
 
@@ -37,14 +37,14 @@ def _size_error(size: tuple[int, ...], mask: np.ndarray, path: str, mask_path: s
 
 
 def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str, channels: int) -> np.ndarray:
-    """A mask that has the size in the header of its image; where only its sides fit, the image is decoded."""
+    """Checks that a mask has the size in its image's header; if only the swapped sides match, decodes the image."""
     header = read_header(image)
     if header is None:
         return mask
     size, orientation = header
     is_transposed, *is_flipped = ORIENTATIONS[orientation]
     upright = size[::-1] if is_transposed else size
-    if upright != mask.shape[::-1]:  # a header need not say that the image is turned
+    if upright != mask.shape[::-1]:  # the header need not have the orientation
         if sorted(size) == sorted(mask.shape):
             upright = decode_image(image, channels).size
         if upright != mask.shape[::-1]:
@@ -53,14 +53,14 @@ def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str, chann
         warn_once(
             "turned",
             path,
-            f"{path} is turned by its EXIF orientation, and its mask would fit either way. Check in the pictures of "
+            f"{path} is rotated by its EXIF orientation, and its mask would fit either way. Check in the pictures of "
             "the run, or the preview of `ddep-hub prepare`, that its mask was drawn on the upright image.",
         )
     return mask
 
 
 class SizedDataset(Protocol):
-    """What holds samples: a data set of this package, or any with a length and whole-number indices."""
+    """A map-style data set: one of this package, or any with a length and integer indices."""
 
     def __len__(self) -> int: ...
 
@@ -105,14 +105,14 @@ def _find_indices(sample_ids: Sequence[str], all_ids: Iterable[str], source_name
 
 
 def _hint_of_archives(root: Path) -> str:
-    """What to say if masks are archives of NumPy."""
+    """A hint for masks that are NumPy archives."""
     archives = (path for path in root.rglob("*.npz") if is_mask_folder(path.parent.name))
     found = next(archives, None)
     return "" if found is None else f". Archives are not read: save the mask in {found} and others as PNG or .npy"
 
 
 class _SegmentationFiles(Dataset[dict[str, Any]]):
-    """Images and masks in files: what folders and data sets of the Hub have in common.
+    """Images and masks in files: the common part of folders and data sets on the Hub.
 
     Subclasses set these attributes and find the files; see also [`SegmentationDataset`].
     """
@@ -187,13 +187,13 @@ class SegmentationFolder(_SegmentationFiles):
         layout: The layout in use.
         images: The paths of the images.
         splits: The splits that the data set has.
-        groups: What each sample belongs to, such as a slide, where `pairs.csv` or a folder says so.
-        summary: What was found, in a line.
+        groups: Group of each sample, such as a slide, if known from `pairs.csv` or folders.
+        summary: A one-line description of what was found.
 
     Raises:
         FileNotFoundError: A folder, an official list or `classes.json` is missing, or an image has no mask.
-        ValueError: The layout is not known or not clear, the split is empty, two images share a sample id, or
-            `split_file` names a sample that is not there.
+        ValueError: The layout is unknown or ambiguous, the split is empty, two images share a sample id, or
+            `split_file` names a sample that does not exist.
     """
 
     _per_sample = ("images", "_masks")
@@ -245,7 +245,7 @@ class SegmentationFolder(_SegmentationFiles):
     def fingerprint(self) -> list[str]:
         """Identifies this data regardless of its location, by names and sizes of the files.
 
-        Of formats without compression, by the content of the masks, too: a corrected mask has the size it had.
+        For uncompressed formats, the content of the masks counts too, because a corrected mask has the same size.
         """
         files = zip(self.sample_ids, self.images, self._masks, strict=True)
         return [f"{sample_id} {image.stat().st_size} {_describe_mask(mask)}" for sample_id, image, mask in files]
@@ -256,7 +256,7 @@ class SegmentationFolder(_SegmentationFiles):
 
 
 def _describe_mask(path: Path) -> str:
-    """The size of a mask, with a checksum where its format need not be compressed."""
+    """The size of a mask file, with a checksum if its format may be uncompressed."""
     size = path.stat().st_size
     return f"{size} {zlib.crc32(path.read_bytes())}" if path.suffix.lower() in UNCOMPRESSED else str(size)
 
@@ -280,10 +280,10 @@ class HubSegmentation(_SegmentationFiles):
     `BadFileError` for a file that cannot be used.
 
     Args:
-        name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
-        classes: The classes, such as of `read_class_table`. By default the names of the data set's one list of
-            `ClassLabel`s; a single `ClassLabel` names the whole image, not its pixels.
-        mask_column: Column of the masks: images of one channel, pixel value = class id.
+        name: A data set on the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
+        classes: The classes, for example from `read_class_table`. By default the names of the data set's only list of
+            `ClassLabel`s; a single `ClassLabel` labels the whole image, not its pixels.
+        mask_column: Column of the masks: single-channel images whose pixel value is the class id.
         split_file: List of the examples to use, see `read_split_file`; all by default.
         num_channels: Channels of the images, see [`decode_image`].
     """
@@ -330,7 +330,7 @@ class HubSegmentation(_SegmentationFiles):
 
 
 def _read_classes(features: Any, name: str) -> ClassTable:
-    """The names of the one list of `ClassLabel`s among the columns."""
+    """The names of the only list of `ClassLabel`s among the columns."""
     import datasets
 
     item_features = [feature.feature for feature in features.values() if isinstance(feature, datasets.List)]

@@ -1,4 +1,4 @@
-"""Chooses which images count as labelled: nested random subsets, and published lists."""
+"""Selects the labelled images: nested random subsets, and published lists."""
 
 import contextlib
 import filecmp
@@ -25,9 +25,9 @@ _CITYSCAPES_SUFFIX = "_leftImg8bit"
 
 
 def parse_fraction(value: str | float | Fraction, name: str = "label fraction") -> Fraction:
-    """Parses a share in (0, 1], a quotient such as `"1/30"` or a decimal number, exactly: 0.1 is 1/10.
+    """Parses a fraction in (0, 1], a quotient such as `"1/30"` or a decimal number, exactly: 0.1 is 1/10.
 
-    `name` is what errors call it.
+    `name` is its name in errors.
     """
     try:
         fraction = Fraction(str(value).replace(" ", ""))
@@ -39,12 +39,12 @@ def parse_fraction(value: str | float | Fraction, name: str = "label fraction") 
 
 
 def evenly_spaced(total: int, number: int) -> list[int]:
-    """Indices of at most `number` of `total` samples, at even distances: files may be sorted by what they show."""
+    """Indices of at most `number` of `total` samples, evenly spaced, because files may be sorted by content."""
     return np.linspace(0, total - 1, min(number, total)).round().astype(int).tolist()
 
 
 def find_copies(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
-    """Finds those of `files` that have a copy among `others`, whatever its name; passes over files it cannot read."""
+    """Finds those of `files` that have a copy among `others`, under any name; skips unreadable files."""
     file_sizes, other_sizes = _sizes(files), _sizes(others)
     shared = {*file_sizes.values()} & {*other_sizes.values()}
     candidates = {path: size for path, size in file_sizes.items() if size in shared}
@@ -54,7 +54,7 @@ def find_copies(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
             by_sample.setdefault((size, sample), []).append(path)
     copies = []
     for path, size in candidates.items():
-        # Images without compression are all of one size: few bytes rule most of them out.
+        # Uncompressed images may all have the same size: a few bytes rule most of them out.
         matches = by_sample.get((size, _read_sample(path, size)), [])
         if any(filecmp.cmp(path, match, shallow=False) for match in matches):
             copies.append(path)
@@ -64,7 +64,7 @@ def find_copies(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
 def _sizes(paths: Iterable[Path]) -> dict[Path, int]:
     sizes = {}
     for path in paths:
-        with contextlib.suppress(OSError):  # which is reported where the image is read
+        with contextlib.suppress(OSError):  # reported when the image is read
             sizes[path] = path.stat().st_size
     return sizes
 
@@ -84,7 +84,7 @@ def choose_labelled(
     """Chooses the labelled images of a split at random: either a `fraction` of them, at least one, or a `number`.
 
     Sample ids are ordered by a hash of seed and id, and the first ones are returned: the choice depends neither on the
-    order of the input nor on platform or library versions, and with the same seed a smaller choice is the start of a
+    order of the input nor on platform or library versions, and with the same seed a smaller choice is a prefix of a
     larger one.
     """
     pool = sorted(sample_ids)
@@ -127,7 +127,7 @@ def choose_validation(
     order = choose_labelled(members, number=len(members), seed=0)
     num_chosen = 0
     for group in order:
-        # A group that is too large is left for training, whatever comes after it.
+        # A group that is too large stays in training, whatever comes after it.
         if num_chosen < len(members) - 1 and len(validation_ids) + len(members[group]) / 2 <= target_size:
             validation_ids += members[group]
             num_chosen += 1
@@ -135,7 +135,7 @@ def choose_validation(
 
 
 def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
-    """The group of each sample id: what the first group of the regular expression matches, or else its whole match.
+    """The group of each sample id: the first group of the regular expression or, without one, the whole match.
 
     Raises a ValueError if `pattern` is not a regular expression or does not match a sample id.
     """
@@ -155,12 +155,12 @@ def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
 def read_split_file(path: str | Path, known_ids: Collection[str] = (), split: str | None = None) -> list[str]:
     """Reads a list of images; returns their sample ids in the file's order.
 
-    One image per line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
-    lines that start with # are skipped. A sample id is the image's path without suffix and without a leading
+    Each line has an image's path, optionally followed by white space and its mask's path, which is not used. Empty
+    lines and lines that start with # are skipped. A sample id is the image's path without suffix and without a leading
     `images/<split>/`, or `JPEGImages/` as in VOC's lists; from Cityscapes' names, `leftImg8bit/<split>/` and the
     ending `_leftImg8bit` are removed too, so that the sample id names the frame. A line that is one of `known_ids`,
-    with or without a suffix, stands for that id. Raises a ValueError that names the line if an image is listed twice,
-    or lies in the folder of another split than `split`.
+    with or without a suffix, means that id. Raises a ValueError that names the line if an image is listed twice, or is
+    in the folder of a split other than `split`.
     """
     first_line: dict[str, int] = {}
     text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files need not be UTF-8

@@ -1,4 +1,4 @@
-"""Statistics of images: how often each class occurs, and mean and standard deviation of the channels."""
+"""Statistics of images: class frequencies, and mean and standard deviation of the channels."""
 
 import logging
 import math
@@ -21,9 +21,9 @@ class ClassStatistics:
     """Counts in how many pixels and images each class occurs.
 
     Attributes:
-        counts: int64 (4, n + 1): for each class, and ignored pixels last, the pixels, the images in which it occurs,
-            the labelled pixels of these images, and the images in which it occurs beside ignored pixels. Those of
-            several processes or parts of a data set add up.
+        counts: int64 (4, n + 1): for each class, and for ignored pixels last, the pixels, the images in which it
+            occurs, the labelled pixels of these images, and the images in which it occurs together with ignored
+            pixels. The counts of several processes or parts of a data set can be added.
     """
 
     def __init__(self, names: Sequence[str], ignore_index: int) -> None:
@@ -82,7 +82,7 @@ class ClassStatistics:
 def warn_about_mixed_values(statistics: ClassStatistics, classes: ClassTable) -> None:
     """Warns if some masks of two classes seem to mark objects with 255, the ignore index, and others with 1.
 
-    Not if `classes` says what the values of the masks mean.
+    Does not warn if `classes` defines the mask values.
     """
     if classes.mask_values or classes.other_id is not None:
         return
@@ -97,7 +97,7 @@ def warn_about_mixed_values(statistics: ClassStatistics, classes: ClassTable) ->
 
 
 def check_classes(statistics: ClassStatistics) -> None:
-    """Raises a ValueError if a class has no pixel in the training labels: it cannot be learnt or scored."""
+    """Raises a ValueError if a class has no pixel in the training labels, because it cannot be learned."""
     if not statistics.absent_classes:
         return
     names = format_list(list(map(repr, statistics.absent_classes)), 10)
@@ -130,7 +130,7 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
     count, mean, sum_squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:
         values = image.flatten(1).double() / 255
-        # Chan's method of joining two parts: sums of squares would lose digits if the mean is large.
+        # Chan's parallel algorithm: sums of squares would lose precision if the mean is large.
         num_pixels, image_mean = values.shape[1], values.mean(1)
         delta = image_mean - mean
         sum_squares = (
@@ -151,7 +151,7 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
             )
         if not np.isfinite(value):
             raise ValueError(f"channel {channel} holds values that are not finite; replace them in the images")
-    # Means of small values, as of reflectance in floats, need more digits than six.
+    # Means of small values, such as reflectance in floats, need more digits than six.
     digits = [max(6, 6 - math.ceil(math.log10(value))) for value in std.tolist()]
     means = [round(value, number) for value, number in zip(mean.tolist(), digits, strict=True)]
     return means, [float(f"{value:.6g}") for value in std.tolist()]

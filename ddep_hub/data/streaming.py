@@ -1,4 +1,4 @@
-"""Batches streamed from shards: a stream has lanes, each with a position in every source and a shuffling window."""
+"""Batches streamed from shards, by virtual workers with their own position and shuffle buffer in every source."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from .segmentation_datasets import Sample
 
 State = dict[str, Any]
 MAX_EMPTY_EPOCHS = 100
-MAX_LANES = 8
+MAX_VIRTUAL_WORKERS = 8
 # Separates the random numbers of the augmentation from those of the noise, which is seeded by (seed, step, position).
 AUGMENTATION = 1
 
 
 class ShardedDataset(Protocol):
-    """A source: samples in numbered shards, each readable from any place, such as `ShardedImages`."""
+    """A source of samples in numbered shards, each readable from any offset, such as `ShardedImages`."""
 
     name: str
     num_shards: int
@@ -33,49 +33,49 @@ class ShardedDataset(Protocol):
 
 
 @dataclass(kw_only=True)
-class Cursor:
-    """Gives the samples of one source that fall to one lane, one after another without end.
+class ShardReader:
+    """Iterates endlessly over one virtual worker's samples of one source.
 
     Args:
         seed: Seed of the run and the source.
-        lane: This lane, counted over all processes.
-        num_lanes: Number of lanes of all processes, at most the source's shards.
-        window: Number of samples that are shuffled, and held, together.
+        virtual_worker: Index of the virtual worker, counted over all processes.
+        num_virtual_workers: Number of virtual workers of all processes, at most the source's shards.
+        window: Size of the shuffle buffer in samples.
         num_validation: Maps each shard to the number of its first samples to skip.
-        resumed: From [`state`], to go on from there; None at the start.
+        resumed: State from [`state`] to resume from; None at the start.
     """
 
     source: ShardedDataset
     seed: int
-    lane: int
-    num_lanes: int
+    virtual_worker: int
+    num_virtual_workers: int
     window: int
     num_validation: Mapping[int, int]
     resumed: InitVar[State | None]
 
     def __post_init__(self, resumed: State | None) -> None:
         self.window_start: State = {"epoch": 0, "shard": 0, "offset": 0, "window": 0}
-        self.next = dict(self.window_start)  # where the window after the present one begins
+        self.next = dict(self.window_start)  # where the window after the current one starts
         self.samples: list[Sample | None] = []
         self.order: list[int] = []
-        self.place = 0
-        self.reader: Iterator[Sample] | None = None
+        self.position = 0
+        self.shard_iterator: Iterator[Sample] | None = None
         if resumed is not None:
             self.next = {name: resumed[name] for name in self.window_start}
             self._next_window()
-            self.place = resumed["place"]
+            self.position = resumed["position"]
 
     def state(self) -> State:
-        """Where it is: the window begins at sample `offset` of the lane's `shard`-th shard; `place` is in it."""
-        return {**self.window_start, "place": self.place}
+        """The state to resume from: the window starts at sample `offset` of the `shard`-th shard of this worker."""
+        return {**self.window_start, "position": self.position}
 
     def read_sample(self) -> Sample:
         """The next sample, undecoded."""
-        if self.place == len(self.samples):
+        if self.position == len(self.samples):
             self._next_window()
-        index = self.order[self.place]
-        sample, self.samples[index] = self.samples[index], None  # its bytes are not needed again
-        self.place += 1
+        index = self.order[self.position]
+        sample, self.samples[index] = self.samples[index], None  # frees its bytes
+        self.position += 1
         assert sample is not None
         return sample
 
@@ -84,15 +84,15 @@ class Cursor:
             self.window_start = dict(self.next)
             self.samples = []
             shards = epoch_order(self.source.num_shards, self.seed, self.window_start["epoch"])
-            shards = shards[self.lane :: self.num_lanes]
+            shards = shards[self.virtual_worker :: self.num_virtual_workers]
             while len(self.samples) < self.window and self.next["shard"] < len(shards):
                 shard = int(shards[self.next["shard"]])
-                if self.reader is None:
+                if self.shard_iterator is None:
                     self.next["offset"] = max(self.next["offset"], self.num_validation.get(shard, 0))
-                    self.reader = self.source.samples(shard, self.next["offset"])
-                sample = next(self.reader, None)
+                    self.shard_iterator = self.source.samples(shard, self.next["offset"])
+                sample = next(self.shard_iterator, None)
                 if sample is None:
-                    self.reader = None
+                    self.shard_iterator = None
                     self.next = {**self.next, "shard": self.next["shard"] + 1, "offset": 0}
                 else:
                     self.samples.append(sample)
@@ -101,12 +101,12 @@ class Cursor:
             if self.next["shard"] == len(shards):
                 self.next = {"epoch": self.window_start["epoch"] + 1, "shard": 0, "offset": 0, "window": 0}
             if self.samples:
-                seed = example_seed(self.seed, self.window_start["epoch"], self.lane)
+                seed = example_seed(self.seed, self.window_start["epoch"], self.virtual_worker)
                 self.order = epoch_order(len(self.samples), seed, self.window_start["window"]).tolist()
-                self.place = 0
+                self.position = 0
                 return
         raise ValueError(
-            f"{self.source.name} gave no image in {MAX_EMPTY_EPOCHS} epochs of a lane: its shards are empty or all "
+            f"{self.source.name} gave no image in {MAX_EMPTY_EPOCHS} epochs: the shards of a process are empty or all "
             "held out for validation; add shards, or set a smaller num_validation"
         )
 
@@ -119,35 +119,36 @@ class ImageStream(IterableDataset[dict[str, Any]]):
     order of the steps. A batch is
 
     ```
-    {"pixel_values": (n, C, h, w), "path": list of n str, "skipped": list of str, "lane": int, "state": dict}
+    {"pixel_values": (n, C, h, w), "path": list of n str, "skipped": list of str, "virtual_worker": int, "state": dict}
     ```
 
-    A process reads in `lanes` lanes, and step s is served by lane s mod `lanes`, so that what a step holds does not
-    depend on the number of workers. In each epoch the shards are permuted by (seed, epoch) and dealt to the lanes of
-    all processes; a lane reads its shards one after another and shuffles them in windows. An epoch of a lane ends
-    where its shards do, and shards differ in length: lanes drift apart, but each shows every example of its shards
-    once before it continues.
+    Each process has `virtual_workers` virtual workers, and step s gets its batch from virtual worker s mod
+    `virtual_workers`, so that the batches do not depend on the number of actual workers. In each epoch, the shards are
+    permuted by (seed, epoch) and distributed over the virtual workers of all processes; each reads its shards in order
+    and shuffles the samples in windows. Shards differ in length, so virtual workers finish an epoch at different
+    times, but each yields every example of its shards once per epoch.
 
-    To resume, keep `states[batch["lane"]] = batch["state"]` for each batch *used*, store `states` (JSON), and pass it
-    with the next step as `start_step` to a stream with the same other arguments: the batches are those of the
-    uninterrupted run. A resumed lane reads its current window again.
+    To resume, keep `states[batch["virtual_worker"]] = batch["state"]` for each batch *used*, store `states` as JSON,
+    and pass it with the next step as `start_step` to a stream with the same other arguments: the batches are those of
+    the uninterrupted run. A resumed virtual worker reads its current window again.
 
     Args:
         sources: The sources, see [`ShardedDataset`]; `open_images` makes them.
         transform: Takes an undecoded sample and gives `pixel_values`, as `PretrainTransform` does; draws from torch's
             default CPU generator only, which is seeded by (seed, step, position in the global batch) for each example.
         global_batch_size: Examples per step over all processes, each of which gets its `batch_slice`.
-        states: States of the lanes, lane to state, after the step before `start_step`; None at the run's start.
+        states: State of each virtual worker after the step before `start_step`; None at the run's start.
         weights: Share of each source in the examples, see [`SourceMixture`]; equal shares by default, as the
             sources' sizes are not known.
-        window: Examples of one source that a process holds and shuffles at a time, over all its lanes. They are held
-            undecoded: 1000 photographs of 100 kB are 100 MB for each source and process.
-        skip_bad_files: Whether the next example of the lane takes the place of one that cannot be decoded; its name
-            is then in the batch's `skipped`. The 100th in a row raises its `BadFileError` all the same.
+        window: Size of the shuffle buffer of each source and process, in examples, over all virtual workers. They are
+            kept undecoded: 1000 photographs of 100 kB take 100 MB for each source and process.
+        skip_bad_files: Whether to replace an example that cannot be decoded by the next one; the batch then lists it
+            in `skipped`. The 100th in a row still raises its `BadFileError`.
         num_validation: Number of examples at the head of the first source that are never yielded; see [`head`].
 
     Attributes:
-        lanes: Lanes of this process: a power of two, at most 8 and at most the shards per process of each source.
+        virtual_workers: Number of virtual workers of this process: a power of two, at most 8 and at most the shards
+            per process of each source.
     """
 
     sources: Sequence[ShardedDataset]
@@ -168,38 +169,38 @@ class ImageStream(IterableDataset[dict[str, Any]]):
     def __post_init__(self) -> None:
         self.positions = batch_slice(self.global_batch_size, self.rank, self.world_size)
         self.mixture = SourceMixture(self.weights or [1.0] * len(self.sources), self.seed)
-        self.lanes = _count_lanes(self.sources, self.world_size)
-        self.lane_window = max(1, self.window // self.lanes)
-        self._states = {int(lane): state for lane, state in (self.states or {}).items()}
+        self.virtual_workers = _count_virtual_workers(self.sources, self.world_size)
+        self.worker_window = max(1, self.window // self.virtual_workers)
+        self._states = {int(virtual_worker): state for virtual_worker, state in (self.states or {}).items()}
         self._held_out = self._validation_by_shard()
         self._check_states()
 
     def usable_workers(self, num_workers: int) -> int:
-        """The largest number of a `DataLoader`'s workers, at most `num_workers`, that the lanes can be dealt to."""
-        return 1 << (min(num_workers, self.lanes).bit_length() - 1) if num_workers > 0 else 0
+        """The largest number of `DataLoader` workers, at most `num_workers`, that divides the virtual workers."""
+        return 1 << (min(num_workers, self.virtual_workers).bit_length() - 1) if num_workers > 0 else 0
 
     def head(self, count: int) -> list[Sample]:
-        """The first `count` samples of the first source, or all of fewer, undecoded and in the order of its shards."""
+        """The first `count` samples of the first source, or all if there are fewer, undecoded, in shard order."""
         return [sample for _, sample in self._read_head(count)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         num_workers, worker_id = (1, 0) if info is None else (info.num_workers, info.id)
-        if self.lanes % num_workers:
+        if self.virtual_workers % num_workers:
             raise ValueError(
-                f"num_workers is {num_workers}, but {self.lanes} lanes cannot be divided evenly among them; use "
+                f"num_workers is {num_workers}, which does not divide the {self.virtual_workers} virtual workers; use "
                 f"num_workers={self.usable_workers(num_workers)}, or more shards"
             )
-        cursors: dict[int, list[Cursor]] = {}
-        # The loader asks its workers in turn, starting with worker 0 at whatever step the run is resumed. As the
-        # number of lanes is a multiple of the number of workers, each lane stays with one worker.
+        readers: dict[int, list[ShardReader]] = {}
+        # The loader asks its workers in turn, starting with worker 0 at any step. The number of virtual workers is a
+        # multiple of theirs, so each virtual worker stays on one worker.
         for step in range(self.start_step + worker_id, self.end_step, num_workers):
-            lane = step % self.lanes
-            if lane not in cursors:
-                cursors[lane] = self._make_cursors(lane)
-            yield self._batch(step, lane, cursors[lane])
+            virtual_worker = step % self.virtual_workers
+            if virtual_worker not in readers:
+                readers[virtual_worker] = self._make_readers(virtual_worker)
+            yield self._batch(step, virtual_worker, readers[virtual_worker])
 
-    def _batch(self, step: int, lane: int, cursors: list[Cursor]) -> dict[str, Any]:
+    def _batch(self, step: int, virtual_worker: int, readers: list[ShardReader]) -> dict[str, Any]:
         pixels: list[torch.Tensor] = []
         paths: list[str] = []
         skipped: list[str] = []
@@ -207,7 +208,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         while len(pixels) < len(self.positions):
             position = self.positions[len(pixels)]
             source, _ = self.mixture.locate(step * self.global_batch_size + position)
-            sample = cursors[source].read_sample()
+            sample = readers[source].read_sample()
             try:
                 with seed_rng(self.seed, step, position, AUGMENTATION):
                     pixels.append(self.transform(sample)["pixel_values"])
@@ -219,18 +220,21 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             else:
                 num_consecutive_bad = 0
                 paths.append(sample["path"])
-        state = {**self._stream_layout(), "step": step, "sources": [cursor.state() for cursor in cursors]}
-        return {"pixel_values": torch.stack(pixels), "path": paths, "skipped": skipped, "lane": lane, "state": state}
+        state = {**self._stream_layout(), "step": step, "sources": [reader.state() for reader in readers]}
+        batch = {"pixel_values": torch.stack(pixels), "path": paths, "skipped": skipped}
+        return {**batch, "virtual_worker": virtual_worker, "state": state}
 
-    def _make_cursors(self, lane: int) -> list[Cursor]:
-        states = self._states[lane]["sources"] if lane in self._states else [None] * len(self.sources)
+    def _make_readers(self, virtual_worker: int) -> list[ShardReader]:
+        states = (
+            self._states[virtual_worker]["sources"] if virtual_worker in self._states else [None] * len(self.sources)
+        )
         return [
-            Cursor(
+            ShardReader(
                 source=source,
                 seed=source_seed(self.seed, source_index, len(self.sources)),
-                lane=self.rank * self.lanes + lane,
-                num_lanes=self.world_size * self.lanes,
-                window=self.lane_window,
+                virtual_worker=self.rank * self.virtual_workers + virtual_worker,
+                num_virtual_workers=self.world_size * self.virtual_workers,
+                window=self.worker_window,
                 num_validation=self._held_out if source_index == 0 else {},
                 resumed=state,
             )
@@ -238,33 +242,37 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         ]
 
     def _stream_layout(self) -> State:
-        """What a state means something for: other shards or lanes would deal the examples otherwise."""
+        """The settings that a saved state depends on."""
         return {
             "shards": [source.num_shards for source in self.sources],
             "processes": self.world_size,
-            "window": self.lane_window,
+            "window": self.worker_window,
             "num_validation": self.num_validation,
         }
 
     def _check_states(self) -> None:
-        for lane in range(min(self.start_step, self.lanes)):
-            if lane not in self._states:
+        for virtual_worker in range(min(self.start_step, self.virtual_workers)):
+            if virtual_worker not in self._states:
                 raise ValueError(
-                    f"states lacks lane {lane}, which has served steps before start_step {self.start_step}; pass the "
-                    "states stored with that step, or start at step 0"
+                    f"states lacks virtual worker {virtual_worker}, which was used before start_step "
+                    f"{self.start_step}; pass the states stored with that step, or start at step 0"
                 )
-        for lane, state in self._states.items():
+        for virtual_worker, state in self._states.items():
             for name, value in self._stream_layout().items():
                 if state[name] != value:
                     raise ValueError(
                         f"the state to resume from was stored with {name} {state[name]}, but now it is {value}; "
                         "resume with the same shards, processes, window and num_validation, or start a new run"
                     )
-            next_step = state["step"] + self.lanes
-            if state["step"] >= self.start_step or next_step < self.start_step or next_step % self.lanes != lane:
+            next_step = state["step"] + self.virtual_workers
+            if (
+                state["step"] >= self.start_step
+                or next_step < self.start_step
+                or next_step % self.virtual_workers != virtual_worker
+            ):
                 raise ValueError(
-                    f"the state of lane {lane} was stored after step {state['step']}, which is not its last before "
-                    f"start_step {self.start_step}; pass the states and the step of one checkpoint"
+                    f"the state of virtual worker {virtual_worker} is of step {state['step']}, not its last "
+                    f"before start_step {self.start_step}; pass the states and the step of one checkpoint"
                 )
 
     def _read_head(self, count: int) -> list[tuple[int, Sample]]:
@@ -277,17 +285,17 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return head
 
     def _validation_by_shard(self) -> dict[int, int]:
-        """Shard of the first source to the number of its first samples that are for validation."""
+        """Maps shards of the first source to the number of their first samples that are held out for validation."""
         head = self._read_head(self.num_validation + 1) if self.num_validation else []
         if self.num_validation and len(head) <= self.num_validation:
             raise ValueError(
-                f"num_validation is {self.num_validation}, but {self.sources[0].name} holds {len(head)} images in "
-                "all; set a smaller number"
+                f"num_validation is {self.num_validation}, but {self.sources[0].name} has only {len(head)} images; "
+                "set a smaller number"
             )
         return Counter(shard for shard, _ in head[: self.num_validation])
 
 
-def _count_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
+def _count_virtual_workers(sources: Sequence[ShardedDataset], world_size: int) -> int:
     for source in sources:
         if source.num_shards < world_size:
             raise ValueError(
@@ -296,4 +304,4 @@ def _count_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
                 "process(es)"
             )
     min_shards = min(source.num_shards for source in sources) // world_size
-    return 1 << (min(min_shards, MAX_LANES).bit_length() - 1)
+    return 1 << (min(min_shards, MAX_VIRTUAL_WORKERS).bit_length() - 1)

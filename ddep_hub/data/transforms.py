@@ -1,7 +1,7 @@
 """Random transforms of labelled images, and the augmentations of each kind of image.
 
-From a sample to uint8 tensors: normalisation and noise are left to the device. An augmentation says which turns keep
-the meaning of an image, and how its colours or intensities vary.
+They map a sample to uint8 tensors; normalisation and noise are applied on the device. An augmentation defines which
+rotations and flips preserve the meaning of an image, and how its colours or intensities vary.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ _INTERPOLATION = {
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How images of one kind are changed at random, beside scale, crop and horizontal flip.
+    """Random augmentation for one kind of image, in addition to scale, crop and horizontal flip.
 
     Args:
-        turns: Whether up means nothing, so that images may be flipped vertically and turned by right angles.
+        turns: Whether images have no upright direction, so that vertical flips and 90-degree rotations are allowed.
         photometric: Changes colours: maps uint8 (3, h, w) to the same, and draws from torch's default generator.
-        intensities: Does that to images that are not RGB; default: `INTENSITIES`.
+        intensities: The same for images that are not RGB; default: `INTENSITIES`.
     """
 
     turns: bool
@@ -98,7 +98,7 @@ class SensorNoise(torch.nn.Module):
 
 
 class Blur(v2.GaussianBlur):
-    """Blurs an image, unless it is too small to be mirrored at its edges."""
+    """Blurs an image, unless it is too small for reflection padding."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Maps an image (C, h, w) to the same."""
@@ -132,7 +132,7 @@ STRONG = v2.Compose(
 )
 
 
-# The same two for images that are not RGB: what they share with these.
+# The same for images that are not RGB, as far as it applies to these.
 INTENSITIES = v2.Compose([RandomIntensity(1.5, 0.3), v2.RandomApply([Blur(5, (0.3, 1.2))], p=0.3)])
 STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([Blur(7, (0.3, 2.0))], p=0.5)])
 
@@ -155,22 +155,22 @@ def sample_class_pixel(annotation: torch.Tensor, ignore_index: int) -> tuple[int
 
 
 class SegmentationTrainTransform:
-    """Random scale, crop, flips and turns of image and mask together, and random colour of the image.
+    """Random scale, crop, flips and rotations of image and mask together, and random colour changes of the image.
 
-    Where the scaled image is smaller than the crop, it is put at a random place of it. Around it the image is filled
-    with its own mean colour, which makes the weakest edge and lies near zero after any encoder's normalisation; the
+    If the scaled image is smaller than the crop, it is placed at a random position in it. The border is filled with
+    the image's mean colour, which makes the weakest edge and is close to zero after any encoder's normalisation; the
     labels are filled with `ignore_index`.
 
     Args:
         crop_size: Size of the result in pixels, (height, width) or one number for both.
-        image_size: Size in pixels that a scale of 1 stands for: the shorter side, or (height, width), which need not
-            keep the aspect ratio. The image's own by default.
+        image_size: Size in pixels at scale 1: the shorter side, or (height, width), which need not keep the aspect
+            ratio. By default the image's own size.
         scale: Range of the random scale, drawn uniformly.
         horizontal_flip: Probability of mirroring.
         augmentation: Kind of image, a key of `AUGMENTATIONS`; by default images are only mirrored.
-        class_crops: Probability that a crop is placed so that it holds a pixel of a class drawn among those of the
-            mask, each as likely as the others.
-        ignore_index: Label of the filled border.
+        class_crops: Probability that a crop is placed to contain a pixel of a class drawn uniformly from those in the
+            mask.
+        ignore_index: Label of the border.
         resample: How the image is scaled.
 
     Raises:
@@ -192,7 +192,7 @@ class SegmentationTrainTransform:
         self.crop_size = size_pair(crop_size)
         self.image_size = image_size
         if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"range {scale} of scale or ratio must be positive and in order")
+            raise ValueError(f"range {scale} of scale or ratio must be positive and increasing")
         self.scale = scale
         self.horizontal_flip = horizontal_flip
         if augmentation is not None and augmentation not in AUGMENTATIONS:
@@ -221,7 +221,7 @@ class SegmentationTrainTransform:
             scales = (scale * self.image_size[0] / image.height, scale * self.image_size[1] / image.width)
         else:
             scales = (scale * (self.image_size or min(image.size)) / min(image.size),) * 2
-        # Only the part of the image that the crop will show is scaled.
+        # Only the part of the image inside the crop is scaled.
         pixel = None
         if self.class_crops and torch.rand(()).item() < self.class_crops:
             pixel = sample_class_pixel(torch.from_numpy(annotation), self.ignore_index)
@@ -249,21 +249,21 @@ class SegmentationTrainTransform:
         if self.augmentation is not None and self.augmentation.turns:
             if torch.rand(()).item() < 0.5:
                 pixels, labels = pixels.flip(-2), labels.flip(-2)
-            # With the flips, all eight symmetries of a square; for a rectangle, those that keep its sides.
+            # With the flips, all eight symmetries of a square; for a rectangle, those that preserve its shape.
             if pixels.shape[-1] == pixels.shape[-2] and torch.rand(()).item() < 0.5:
                 pixels, labels = pixels.mT, labels.mT
         return {"pixel_values": pixels.contiguous(), "labels": labels.contiguous()}
 
 
 def is_rgb(pixels: torch.Tensor) -> bool:
-    """Whether colours may be changed: torchvision takes floats to lie in 0..1, and these do not."""
+    """Whether colour augmentation applies: torchvision assumes floats in 0..1, but these are not."""
     return len(pixels) == 3 and pixels.dtype == torch.uint8
 
 
 def _random_window(length: int, crop: int, scale: float, pixel: int | None = None) -> tuple[int, int, int, int]:
-    """One axis of a random crop: start and length of the cut, its length once scaled, its place in the crop.
+    """One axis of a random crop: start and length of the source interval, its scaled length, its offset in the crop.
 
-    The cut holds `pixel`, if one is given.
+    The interval contains `pixel`, if one is given.
     """
     scaled = max(1, round(length * scale))
     if scaled > crop:

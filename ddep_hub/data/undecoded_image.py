@@ -1,4 +1,4 @@
-"""The feature of `datasets` that reads streams of images; a separate file, because it imports `datasets`."""
+"""A `datasets` feature for streaming images; a separate file, because it imports `datasets`."""
 
 import dataclasses
 from typing import Any
@@ -8,16 +8,16 @@ import datasets
 
 @dataclasses.dataclass(repr=False)
 class UndecodedImage(datasets.Image):
-    """An image as its bytes or path, undecoded.
+    """An undecoded image, as its bytes or path.
 
-    `datasets.Image` drops the bytes of a streamed sample if the current folder has a file of its name, and then reads
-    that file.
+    `datasets.Image` drops the bytes of a streamed sample if the current folder has a file of the same name, and reads
+    that file instead.
     """
 
     decode: bool = False
 
     def encode_example(self, value: Any) -> Any:
-        """A sample as it is stored; as in `datasets`, but for those bytes."""
+        """Encodes a sample as in `datasets`, but keeps these bytes."""
         if isinstance(value, dict) and value.get("bytes") is not None:
             return value
         return super().encode_example(value)

@@ -1,4 +1,4 @@
-"""Chooses the images of a folder to use without labels: not its masks, and not what this package drew or copied."""
+"""Selects the images of a folder to use without labels, except for masks and files written by this package."""
 
 import logging
 import os
@@ -22,10 +22,10 @@ UNLABELLED = ("unlabelled/", "unlabeled/")
 def unlabelled_images(root: Path) -> list[str]:
     """The images below a folder, as returned by [`list_images`], without masks; a warning names the skipped files.
 
-    Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
-    Elsewhere, folders named like masks are skipped; the folder's own name does not matter. Masks beside their images,
-    such as `a_mask.png`, and files written by commands of this package are always skipped. Raises a FileNotFoundError
-    if there is no such folder, and a ValueError if no image is left.
+    In labelled data with a layout that fine-tuning recognises, these are the images and those in its folder
+    `unlabelled`. Elsewhere, subfolders named like masks are skipped. Masks beside their images, such as `a_mask.png`,
+    and files written by commands of this package are always skipped. Raises a FileNotFoundError if there is no such
+    folder, and a ValueError if no image is left.
     """
     kept = exclude_generated(root, list_images(root))
     image_names = _dataset_images(root, kept)
@@ -81,7 +81,7 @@ def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
 
 
 def _paired_images(root: Path, names: list[str]) -> list[str]:
-    """All but the masks that `pairs.csv` lists, and what is only beside masks."""
+    """All images except the masks listed in `pairs.csv` and other files in the masks' folders."""
     pairs = read_pairs(root).values()
     images, masks = (
         {os.path.relpath(path, root).replace(os.sep, "/") for files in path_dicts for path in files.values()}

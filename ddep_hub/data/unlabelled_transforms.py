@@ -1,4 +1,4 @@
-"""Random transforms of unlabelled images; only the part that a crop needs is decoded.
+"""Random transforms of unlabelled images, which decode only the part needed for a crop.
 
 JPEG files are decoded at a reduced scale where that is enough.
 """
@@ -22,16 +22,16 @@ from .transforms import STRONG, STRONG_INTENSITIES, SegmentationTrainTransform, 
 
 
 class PretrainTransform:
-    """A random part of the image, of random area and aspect ratio, scaled to one size and mirrored at random.
+    """Random resized crop and horizontal flip.
 
-    From an undecoded sample the part is chosen first, and a JPEG is decoded at the coarsest of 1/2, 1/4 and 1/8 of its
-    scale at which the part still has the crop's size: the part is the same, its pixels differ by the way of scaling.
+    For an undecoded sample, the part is drawn first, and a JPEG is decoded at the coarsest of the scales 1/2, 1/4 and
+    1/8 at which the part is no smaller than the crop: the part is the same, but its pixels are resampled differently.
 
     Args:
         crop_size: Size of the result in pixels, (height, width) or one number for both.
-        scale: Range of the part's area, as a share of the image's.
-        ratio: Range of the part's width divided by its height, drawn uniformly in the logarithm.
-        horizontal_flip: Probability of mirroring.
+        scale: Range of the part's area, as a fraction of the image's.
+        ratio: Range of the part's aspect ratio (width / height), drawn log-uniformly.
+        horizontal_flip: Probability of a horizontal flip.
         num_channels: Channels of images that are decoded here.
     """
 
@@ -78,7 +78,7 @@ class PretrainTransform:
 
 
 class UnlabelledTransform:
-    """Random scale, crop, flips and turns as in `geometry`; with `strong`, also a strongly augmented version."""
+    """Random scale, crop, flips and rotations as in `geometry`; with `strong`, also a strongly augmented view."""
 
     def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False, num_channels: int = 3) -> None:
         self.num_channels = num_channels
@@ -100,7 +100,7 @@ class UnlabelledTransform:
         if not isinstance(image, AnyImage):
             image = decode_image(image, self.num_channels)
         border = self.geometry.ignore_index
-        # One number in all places, which takes no memory.
+        # A broadcast constant, which takes no memory.
         mask = np.broadcast_to(np.int32(1 if border == 0 else 0), (image.height, image.width))
         example = self.geometry({"image": image, "annotation": mask})
         result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
@@ -111,7 +111,7 @@ class UnlabelledTransform:
 
 
 class JpegHeader(NamedTuple):
-    """What the header of a JPEG says: mode of Pillow and EXIF orientation, and (height, width) once turned upright."""
+    """The header of a JPEG: Pillow's mode, EXIF orientation, and (height, width) of the upright image."""
 
     mode: str
     orientation: int
@@ -119,7 +119,7 @@ class JpegHeader(NamedTuple):
 
 
 def read_jpeg_header(file: File) -> JpegHeader | None:
-    """Reads the header of a JPEG; None for any other kind of image."""
+    """Reads the header of a JPEG; None for other formats."""
     with open_image(file) as image:
         if image.format != "JPEG":
             return None
@@ -131,7 +131,7 @@ def read_jpeg_header(file: File) -> JpegHeader | None:
 def decode_jpeg_part(
     file: Undecoded, header: JpegHeader, box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> torch.Tensor | None:
-    """Decodes a JPEG at the coarsest scale at which a part of it is no smaller than `size`, and scales the part to it.
+    """Decodes a JPEG at the coarsest scale at which a part is no smaller than `size`, and resizes the part to it.
 
     `box` is (top, left, height, width) in pixels of the upright image at full scale, `size` is (height, width).
     Returns uint8 (3, *size) in 0..255, upright; None for a JPEG of an uncommon kind, which [`decode_image`] reads.
@@ -143,15 +143,15 @@ def decode_jpeg_part(
         return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
     transposed, left_right, top_bottom = ORIENTATIONS[header.orientation]
     with open_image(file) as image:
-        # The part is cut out of the stored image: if its side is not a multiple of the factor, the last reduced pixel
-        # covers less than the others, and rotating the image would shift them all.
+        # The part is cropped from the stored image: if the side is not a multiple of the factor, the last reduced
+        # pixel covers less than the others, and rotating the image would shift them all.
         x, y, crop_width, crop_height = (top, left, height, width) if transposed else (left, top, width, height)
         if left_right:
             x = image.width - x - crop_width
         if top_bottom:
             y = image.height - y - crop_height
         if image.draft(None, (image.width // factor, image.height // factor)) is None:
-            return None  # stored in a way that the decoder cannot reduce
+            return None  # the decoder cannot reduce this kind of JPEG
         image.load()
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         scaled = rgb.resize(
@@ -163,7 +163,7 @@ def decode_jpeg_part(
 
 
 def _decode_full(file: Undecoded, header: JpegHeader) -> torch.Tensor | None:
-    """A whole JPEG by torchvision, which gives the same pixels as Pillow in half the time; None for uncommon kinds."""
+    """Decodes a whole JPEG with torchvision, with Pillow's pixels in half the time; None for uncommon kinds."""
     # A truncated part would be read as grey, without an error.
     if header.mode != "RGB" or header.orientation != 1 or not file["bytes"].endswith(b"\xff\xd9"):
         return None

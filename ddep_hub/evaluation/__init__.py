@@ -1,1 +1,1 @@
-"""Evaluation: metrics, denoising error, pictures."""
+"""Evaluation: metrics, denoising error, figures."""

@@ -8,7 +8,7 @@ from ddep_hub.utils.arguments import data_arg, eval_arg, model_arg, to_pair
 from ddep_hub.utils.values import convert_fields
 
 
-if TYPE_CHECKING:  # torch, which `--help` does without
+if TYPE_CHECKING:  # needs torch, which `--help` does not import
     from .inference import InferenceOptions
 
 
@@ -18,7 +18,7 @@ _KINDS = "ids (class ids), colors, overlays (colours over the image), cityscapes
 
 @dataclass(kw_only=True)
 class EncoderWeightsArguments:
-    """Where the encoder of a decoder-only folder comes from."""
+    """The source of a decoder-only folder's encoder."""
 
     encoder_weights: str | None = model_arg(
         None,

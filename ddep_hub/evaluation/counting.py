@@ -1,4 +1,4 @@
-"""Counts of a model's predictions over a labelled data set."""
+"""Counts a model's predictions over a labelled data set."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -39,17 +39,17 @@ def count_pixels(
     """Counts true and predicted classes over a labelled dataset, at the size of its masks.
 
     Args:
-        model: A segmentation model; it is in eval mode meanwhile.
+        model: A segmentation model; it is put into eval mode during evaluation.
         dataset: The labelled images.
         transform: Prepares a sample; see [`EvalTransform`].
         normalize: Maps uint8 images to `pixel_values`; see [`Normalize.from_processor`].
         batch_size: Images per forward pass, if consecutive ones have the same size.
-        num_workers: Worker processes that read images; 0 uses this one.
+        num_workers: Worker processes that read images; 0 uses this process.
         accelerator: Splits the images over its processes; the counts are summed, so they do not depend on the number
             of processes.
         options: How to predict; whole images in one pass by default.
-        boundary: New counts of the pixels near outlines, to fill as well.
-        statistics: New counts of the labels, to fill as well.
+        boundary: Counts of the pixels near outlines to update as well.
+        statistics: Counts of the labels to update as well.
         on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
             predicted it.
     """
@@ -100,16 +100,16 @@ def evaluate_segmentation(
 
 
 def _check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
-    """Checks a sample of a user's own dataset: `annotation` must be an array of the image's size and of class ids."""
+    """Checks a sample of a user's own dataset: `annotation` must be an array of class ids of the image's size."""
     if not isinstance(sample, Mapping) or not {"image", "annotation"} <= sample.keys():
         keys = f"has the keys {format_list([*sample])}" if isinstance(sample, Mapping) else None
         held = keys or f"is a {type(sample).__name__}"
-        raise TypeError(f"data: the item of {name} {held}. Give a dictionary with `image` and `annotation`.")
+        raise TypeError(f"data: the item of {name} {held}. It must be a dictionary with `image` and `annotation`.")
     image, mask = sample["image"], sample["annotation"]
     if not isinstance(image, AnyImage):
-        raise TypeError(f"data: `image` of {name} is of type {type(image).__name__}. Give a PIL image.")
+        raise TypeError(f"data: `image` of {name} must be a PIL image, got {type(image).__name__}.")
     if not isinstance(mask, np.ndarray):
-        raise TypeError(f"data: `annotation` of {name} is a {type(mask).__name__}. Give an array (height, width).")
+        raise TypeError(f"data: `annotation` of {name} must be an array (height, width), got {type(mask).__name__}.")
     if mask.shape != (image.height, image.width):
         raise ValueError(
             f"data: `annotation` of {name} has shape {mask.shape}, but its image {image.height}x{image.width}."

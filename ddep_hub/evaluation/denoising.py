@@ -12,15 +12,15 @@ from ddep_hub.resampling import pad_to_multiple
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
-# Widths of the blur that fills in masked patches, in sides of a patch.
+# Widths of the blur that fills masked patches, in units of a patch's side.
 MASK_BLURS = (0.125, 0.25, 0.5, 1.0, 2.0)
-# References of the denoising error, without learned features; each model has those of its corruption.
+# Baselines of the denoising error, without learned features; which of them apply depends on the corruption.
 REFERENCES = {
     "linear_filter": "best linear 3x3 filter",
     "gaussian_blur": "best Gaussian blur",
     "predicting_mean": "mean of the visible pixels",
     "mean_features": "mean of the features",
-    "upsampled_features": "features of the image at half its size",
+    "upsampled_features": "upsampled features of the downsampled image",
     "predicting_zero": "predicting no noise",
 }
 
@@ -60,10 +60,10 @@ def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: f
 def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 16) -> float:
     """Computes the mean squared error of the predicted standard normal noise on validation images.
 
-    It is the error of the noise for every prediction type, as an estimate of the image implies one of the noise. The
-    noise is fixed; its level is the middle of the model's range. With `corruption="masked"` it is the error of the
-    masked pixels, with `"downsampled"` that of the features. `clean` are normalised images (n, C, H, W); `model` is
-    put into eval mode.
+    The error is measured on the noise for every prediction type, because an estimate of the image implies one of the
+    noise. The noise is fixed; its level is the middle of the model's range. With `corruption="masked"` the error is
+    that of the masked pixels, with `"downsampled"` that of the features. `clean` are normalised images (n, C, H, W);
+    `model` is put into eval mode.
     """
     model.eval()
     clean = clean.to(next(model.parameters()).device)
@@ -80,11 +80,11 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
 
 @torch.no_grad()
 def denoising_references(clean: torch.Tensor, training: torch.Tensor, sigma: float) -> dict[str, float]:
-    """Computes the same error, on the same noise as [`denoising_error`], for denoisers that learn no features.
+    """Computes the error of baseline denoisers that learn no features, on the same noise as [`denoising_error`].
 
     Returns `predicting_zero`, the error of predicting no noise (1 in expectation); `gaussian_blur`, that of the best
-    blur of each channel, its width chosen on the validation images `clean` themselves; and `linear_filter`, that of
-    the best 3x3 filter over all channels, fitted on the images `training`.
+    Gaussian blur per channel, whose width is chosen on the validation images `clean` themselves; and `linear_filter`,
+    that of the best 3x3 filter over all channels, fitted on the images `training`.
     """
     noise = validation_noise(clean)
     noisy = clean + sigma * noise
@@ -108,10 +108,10 @@ def denoising_references(clean: torch.Tensor, training: torch.Tensor, sigma: flo
 
 @torch.no_grad()
 def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: int) -> dict[str, float]:
-    """Computes the error of masked pixels, with the same masks as [`denoising_error`], without learned features.
+    """Computes the error of baselines on the masked pixels, with the same masks as [`denoising_error`].
 
-    Returns `predicting_mean`, the error of each image's mean of the visible pixels; and `gaussian_blur`, that of the
-    best blur of the visible pixels, its width chosen on the validation images `clean` themselves.
+    Returns `predicting_mean`, the error of predicting each image's mean visible pixel; and `gaussian_blur`, that of
+    the best blur of the visible pixels, whose width is chosen on the validation images `clean` themselves.
     """
     mask = draw_mask(validation_noise(clean), mask_ratio, mask_patch_size)
     visible = (~mask).to(clean)
@@ -129,10 +129,10 @@ def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: 
 
 @torch.no_grad()
 def feature_references(model: DDePForPreTraining, clean: torch.Tensor, *, batch_size: int = 4) -> dict[str, float]:
-    """Computes the error of the predicted features, as [`denoising_error`] does, without a decoder.
+    """Computes the error of baselines without a decoder on the features, comparable to [`denoising_error`].
 
-    Returns `mean_features`, the error of each channel's mean over the validation images `clean`; and
-    `upsampled_features`, that of the features that the encoder gives of the images at half their size, upsampled.
+    Returns `mean_features`, the error of predicting each channel's mean over the validation images `clean`; and
+    `upsampled_features`, that of the upsampled features of the images at half the resolution.
     """
     device, moments, squared_error, positions = next(model.parameters()).device, [], 0.0, 0
     for images in clean.split(batch_size):
@@ -151,7 +151,7 @@ def feature_references(model: DDePForPreTraining, clean: torch.Tensor, *, batch_
 
 
 def _linear_filter(noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Least squares of the noise on the patches: (9 * C + 1, C); image by image, as all patches may not fit memory."""
+    """Least-squares filter from patches to noise, (9 * C + 1, C); image by image, to save memory."""
     gram, moment = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for image, target in zip(noisy, noise, strict=True):
         patches = _extract_patches(image)
@@ -160,9 +160,9 @@ def _linear_filter(noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def _wide_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A Gaussian blur, rows and columns in turn: torchvision's own takes minutes for wide kernels."""
+    """A separable Gaussian blur: torchvision's own takes minutes for wide kernels."""
     for axis in (0, 1):
-        size, sides = [1, 1], list(images.shape[:-3:-1])  # x before y, as torchvision has it
+        size, sides = [1, 1], list(images.shape[:-3:-1])  # x before y, as in torchvision
         size[axis] = min(_kernel_size(sigma), 2 * sides[axis] - 1)  # its padding reflects the image, once
         images = tvf.gaussian_blur(images, size, [sigma, sigma])
     return images

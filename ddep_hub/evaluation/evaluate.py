@@ -1,4 +1,4 @@
-"""Evaluation of a fine-tuned model on labelled images: metrics, confusion matrix, pictures, masks."""
+"""Evaluation of a fine-tuned model on labelled images: metrics, confusion matrix, figures, masks."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ from .visualization import confusion_picture, segmentation_picture, to_png
 
 logger = logging.getLogger(__name__)
 
-NUM_COMPARED_SIZES = 8  # images whose sizes are compared with those of training
+NUM_COMPARED_SIZES = 8  # number of images whose sizes are compared with those of training
 
 RESULT_FILES = ("results.json", "confusion.csv", "confusion.png", "predictions.png")
 
@@ -64,7 +64,7 @@ def evaluate(
     Args:
         model: A model, a folder or a Hub id.
         data: Labelled data, as in fine-tuning: a folder or `hf://datasets/org/name`, or an object with the attributes
-            of [`SegmentationDataset`]. Default: the built-in scenes.
+            of [`SegmentationDataset`]. Default: rendered scenes.
         split: The split to evaluate on.
         processor: The image processor; by default the one saved with the model.
         output_dir: Folder for `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`; by
@@ -76,7 +76,7 @@ def evaluate(
         `images`, and how they were predicted.
 
     Raises:
-        FileExistsError: `output_dir` holds a model, or files that no evaluation wrote.
+        FileExistsError: `output_dir` holds a model, or files not written by an evaluation.
         FileNotFoundError: The model or data do not exist.
         TypeError: The model, data or processor has the wrong type.
         ValueError: The model is not fine-tuned or has other classes than the data, no pixel is labelled, or an item of
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def _check_dataset(data: Any) -> None:
-    """Raises a TypeError or ValueError for an object that cannot be the data."""
+    """Raises a TypeError or ValueError if an object cannot be used as data."""
     if not (hasattr(data, "classes") and hasattr(data, "sample_ids")):
         raise TypeError(
             f"data: got {type(data).__name__}. Pass a folder, hf://datasets/org/name, or an object with classes and "
@@ -101,29 +101,29 @@ def _check_dataset(data: Any) -> None:
         )
     if not isinstance(data.classes, ClassTable):
         raise TypeError(
-            f"data: its `classes` is a {type(data.classes).__name__}. Give a ddep_hub.data.classes.ClassTable "
+            f"data: `classes` is a {type(data.classes).__name__}. Pass a ddep_hub.data.classes.ClassTable "
             "(docs/extending.md)."
         )
     if other_ids := [name for name in data.sample_ids if not isinstance(name, str)]:
-        raise TypeError(f"data: its sample_ids hold {other_ids[0]!r}. Give texts.")
+        raise TypeError(f"data: sample_ids must be strings, got {other_ids[0]!r}.")
     if len(data.sample_ids) < len(data):
         raise ValueError(
-            f"data: it has {len(data)} items, but {len(data.sample_ids)} sample_ids. Give each item its own."
+            f"data: {len(data)} items have {len(data.sample_ids)} sample_ids. Pass one sample id per item."
         )
     name, count = max(Counter(data.sample_ids).items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:  # their predictions would be one file
-        raise ValueError(f"data: {count} of its sample_ids are {name!r}. Give each item its own.")
+    if count > 1:  # their predictions would overwrite each other
+        raise ValueError(f"data: sample_ids must be unique, but {count} are {name!r}.")
 
 
 @contextlib.contextmanager
 def _restore_state(model: nn.Module) -> Iterator[None]:
-    """Restores the modes of a caller's model, its device, and its `forward`, which Accelerate wraps."""
+    """Restores a caller's model: its modes, its device, and its `forward`, which Accelerate wraps."""
     saved, device = dict(vars(model)), input_device(model)
     try:
         with eval_mode(model):
             yield
     finally:
-        for name in vars(model).keys() - saved.keys():  # set by Accelerate, which would not wrap it again
+        for name in vars(model).keys() - saved.keys():  # set by Accelerate, which would otherwise not wrap it again
             del vars(model)[name]
         vars(model).update(saved)
         if input_device(model) != device:
@@ -137,26 +137,26 @@ def run_evaluation(
     dataset: SegmentationDataset | None = None,
     processor: DDePImageProcessor | None = None,
 ) -> dict[str, Any]:
-    """Runs [`evaluate`] from its arguments, in each process of a launcher.
+    """Runs [`evaluate`] with these arguments, in each process of a launcher.
 
-    `model`, `dataset` and `processor` take the place of those that `args` name.
+    `model`, `dataset` and `processor` replace those named in `args`.
     """
-    # Not the precision of an earlier run in this process: metrics must not depend on it.
+    # Not at the precision of an earlier run in this process, on which metrics must not depend.
     accelerator = build_accelerator(get_launcher_precision() or "no")
     output = None if args.output_dir is None else Path(args.output_dir)
     is_given = dataset is not None
     if output is not None:
         on_main_process(accelerator, lambda: check_output(output))
     with accelerator.main_process_first():
-        if model is None:  # no `or`: a compiled model has no truth value
+        if model is None:  # not `or`, because a compiled model has no truth value
             model = load_model(str(args.model), args.encoder_weights)
         if dataset is None:
             dataset = open_split(args, args.eval_split, args.split_file, num_channels=model.config.num_channels)
         elif args.split_file is not None:
             if not hasattr(dataset, "select"):
                 raise TypeError(
-                    f"split_file: {type(dataset).__name__} has no method `select`. Pass an object with these samples "
-                    "alone."
+                    f"split_file: {type(dataset).__name__} has no method `select`. Pass an object with only these "
+                    "samples."
                 )
             dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
         if not is_given:
@@ -165,7 +165,7 @@ def run_evaluation(
     classes, names = dataset.classes, dataset.classes.labels
     model_names = ordered_names(model.config.id2label)
     if model_names == tuple(f"LABEL_{index}" for index in range(len(names))):
-        accelerator.print(f"{args.model} has no class names: its classes are taken to be those of the data, in order.")
+        accelerator.print(f"{args.model} has no class names: its classes are assumed to be the data's, in order.")
     elif model_names != names:
         raise _class_names_error(str(args.model), model_names, names)
     order = getattr(processor, "channel_order", None)
@@ -173,9 +173,9 @@ def run_evaluation(
     if args.predictions and output is not None:
         writer.check(dataset.sample_ids)
         accelerator.wait_for_everyone()  # before the first mask is written
-    # Where `predict` would run it: accelerate alone would move it to a Mac's GPU.
+    # On the same device as in `predict`: accelerate would use a Mac's GPU.
     stays = accelerator.device.type not in (choose_device().type, input_device(model).type)
-    # Under the launcher's mixed precision; logits come out in float32.
+    # With the launcher's mixed precision; logits are float32.
     model = accelerator.prepare_model(model, device_placement=False if stays else None, evaluation_mode=True)
     transform, normalize = EvalTransform(processor), Normalize.from_processor(processor)
     options = args.options()
@@ -183,7 +183,7 @@ def run_evaluation(
     statistics = ClassStatistics(classes.names, classes.ignore_index)
 
     def write_mask(index: int, predicted: torch.Tensor) -> None:
-        # The image is read once more, so only where it is shown.
+        # The image is read once more, so only if it is shown.
         image = dataset[index]["image"] if "overlays" in args.predictions else None
         writer.write(dataset.sample_ids[index], predicted.cpu().numpy(), image)
 
@@ -232,7 +232,7 @@ def run_evaluation(
         with explain_write_errors(output):
             output.mkdir(parents=True, exist_ok=True)
             writer.remove_others(dataset.sample_ids)
-            # Written first, because it tells the next evaluation whose files these are.
+            # Written first, because it tells the next evaluation that it may replace these files.
             atomic_write(output / RESULT_FILES[0], json.dumps(results, indent=1) + "\n")
             atomic_write(table, confusion_csv(matrix.counts, classes.names))
             atomic_write(matrix_picture, to_png(confusion_picture(matrix.counts, classes.names)))
@@ -247,10 +247,10 @@ def run_evaluation(
 
 
 def _class_names_error(model: str, model_names: Sequence[str], names: Sequence[str]) -> ValueError:
-    """The error of data whose classes are not those of the model."""
+    """The error for data whose classes differ from the model's."""
 
     def describe(own: Sequence[str], others: Sequence[str]) -> str:
-        """The first names, or those that differ, by their ids, if there are as many others."""
+        """The first names or, if there are equally many others, those that differ, with their ids."""
         if len(own) != len(others):
             return format_list(own, 3)
         pairs = enumerate(zip(own, others, strict=True))
@@ -266,19 +266,19 @@ def _class_names_error(model: str, model_names: Sequence[str], names: Sequence[s
 
 
 def _recorded_arguments(args: EvaluateArguments, dataset: SegmentationDataset | None) -> dict[str, Any]:
-    """The arguments for `results.json`; of a `dataset` that was given, its place, or else its type."""
-    # Absolute, so that `ddep-hub card` knows the folders from anywhere.
+    """The arguments for `results.json`; a `dataset` object is recorded by its location, or else its type."""
+    # Absolute, so that `ddep-hub card` finds the folders from any working directory.
     named = {"model": args.model, "data": args.data}
     folders = {name: os.path.abspath(path) for name, path in named.items() if path and os.path.isdir(path)}
     given: dict[str, Any] = {}
-    if dataset is not None:  # the split of an object is not known
+    if dataset is not None:  # an object's split is unknown
         source = getattr(dataset, "root", None) or getattr(dataset, "name", None) or type(dataset).__name__
         given = {"data": str(source), "eval_split": None}
     return dataclasses.asdict(args) | folders | given
 
 
 def check_output(output: Path) -> None:
-    """Raises a FileExistsError if the results would replace those of a model's training, or somebody else's files."""
+    """Raises a FileExistsError if the results would replace those of a training run, or other files."""
     check_not_file(output)
     existing = [name for name in ("config.json", *RESULT_FILES) if os.path.lexists(output / name)]
     try:
@@ -286,14 +286,15 @@ def check_output(output: Path) -> None:
     except (OSError, ValueError, TypeError):
         is_evaluation = False
     if existing and (existing[0] == "config.json" or not is_evaluation):
-        description = "a model" if existing[0] == "config.json" else f"{existing[0]} that no evaluation wrote"
+        is_model = existing[0] == "config.json"
+        description = "a model" if is_model else f"a {existing[0]} not written by an evaluation"
         raise FileExistsError(
             f"output_dir: {output} holds {description}, and was left unchanged. Choose another folder."
         )
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The metrics in a few lines, in percent."""
+    """Formats the metrics in percent."""
     formatted = {name: "-" if results[name] is None else f"{100 * results[name]:.2f}" for name in METRICS}
     if results["absent_classes"]:
         formatted["mean_iou"] += f" (over {results['mean_iou_classes']} of {results['num_classes']} classes)"

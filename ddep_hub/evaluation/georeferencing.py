@@ -17,7 +17,7 @@ from ddep_hub.tiff import looks_like_tiff, read_tags
 
 
 _ORIENTATION, _PIXEL_SCALE, _TIEPOINTS, _TRANSFORMATION, _GEO_KEYS = 274, 33550, 33922, 34264, 34735
-# Keys among the latter: whether a pixel is an area (1) or a point (2), and EPSG codes of coordinate systems.
+# GeoKeys: whether a pixel is an area (1) or a point (2), and EPSG codes of coordinate systems.
 _RASTER_TYPE, _GEOGRAPHIC_CRS, _PROJECTED_CRS = 1025, 2048, 3072
 _USER_DEFINED = 32767
 _MARK = "TIFFTAG_SOFTWARE"
@@ -25,12 +25,12 @@ _MARK = "TIFFTAG_SOFTWARE"
 
 @dataclass(frozen=True)
 class Georeference:
-    """Position of an image on the ground.
+    """Georeference of an image.
 
     Args:
         transform: GDAL's geotransform (x0, a, b, y0, c, d): the upper left corner of the pixel at (column, row),
             counted from 0, lies at (x0 + a * column + b * row, y0 + c * column + d * row).
-        epsg: EPSG code of the coordinate system, `None` if it has none.
+        epsg: EPSG code of the coordinate system, if it has one.
     """
 
     transform: tuple[float, ...]
@@ -48,7 +48,7 @@ def read_georeference(path: str | os.PathLike[str]) -> Georeference | None:
         directory = [int(value) for value in tags.get(_GEO_KEYS, ())]
         keys = {key: value for key, place, _, value in zip(*[iter(directory[4:])] * 4, strict=False) if place == 0}
         transform = _geotransform(tags, is_point=keys.get(_RASTER_TYPE) == 2)
-    except (OSError, SyntaxError, TypeError, ValueError, struct.error):  # a damaged tag is no reason not to predict
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error):  # a damaged tag must not stop the prediction
         return None
     if transform is None or not all(map(math.isfinite, transform)):
         return None
@@ -66,13 +66,13 @@ def _geotransform(tags: TiffImagePlugin.ImageFileDirectory_v2, *, is_point: bool
         x, y = x - a * column, y - d * row
     else:
         return None
-    if is_point:  # the point is the middle of the pixel
+    if is_point:  # the point is the centre of the pixel
         x, y = x - (a + b) / 2, y - (c + d) / 2
     return x, a, b, y, c, d
 
 
 def to_auxiliary_file(georeference: Georeference) -> str:
-    """The content of the `.aux.xml` beside an image with this georeference."""
+    """The content of the `.aux.xml` file for an image with this georeference."""
     root = ElementTree.Element("PAMDataset")
     if georeference.epsg is not None:
         ElementTree.SubElement(root, "SRS").text = f"EPSG:{georeference.epsg}"
@@ -82,7 +82,7 @@ def to_auxiliary_file(georeference: Georeference) -> str:
 
 
 def is_auxiliary_file(path: Path) -> bool:
-    """Whether a file is one of [`to_auxiliary_file`]; GDAL keeps its mark when it adds statistics."""
+    """Whether a file is from [`to_auxiliary_file`]; GDAL keeps its marker when it adds statistics."""
     try:
         entries = ElementTree.parse(path).getroot().iterfind("Metadata/MDI")
     except (OSError, ElementTree.ParseError):

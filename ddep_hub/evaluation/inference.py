@@ -15,7 +15,7 @@ from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.threads import shared_change
 
 
-# Memory in GB above which a pass gives a warning, and the models that already had theirs.
+# Memory in GB above which a forward pass gives a warning, and the models that have been warned about.
 MEMORY_WARNING_GB = 4
 _warned: WeakSet[nn.Module] = WeakSet()
 
@@ -25,15 +25,15 @@ class InferenceOptions:
     """How an image is predicted; by default whole, at its own scale, without flips.
 
     Args:
-        window: Height and width of the sliding window, in pixels of the image that the model gets; `None` for whole
-            images. It is cut to smaller images.
-        stride: Steps of the window down and across; half the window by default. The last window of a row or column
-            ends with the image. With `stride=window` the windows are tiles, such as the two 1024x1024 halves of an
-            image of Cityscapes.
-        blending: Weights of overlapping windows: `uniform`, or `hann`, which falls off from the window's centre, so
-            that no seam shows.
-        scales: Factors of the image's size whose probabilities are averaged.
-        flip: Whether the probabilities of the mirrored image are averaged in, at every scale.
+        window: Height and width of the sliding window, in pixels of the model's input; `None` for whole images. It is
+            clipped to smaller images.
+        stride: Vertical and horizontal stride of the window; half the window by default. The last window of a row or
+            column ends at the image's edge. With `stride=window` the windows are tiles, such as the two 1024x1024
+            halves of a Cityscapes image.
+        blending: Weights of overlapping windows: `uniform`, or `hann`, which decreases from the window's centre to
+            avoid seams.
+        scales: Scale factors over which probabilities are averaged.
+        flip: Whether to average with the probabilities of the flipped image, at every scale.
         window_batch: Windows per forward pass; by default 4 on a GPU, and 1 on a CPU, where more only take memory.
 
     Raises:
@@ -73,7 +73,7 @@ class InferenceOptions:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Device on which a model expects its images; accelerate moves those of a model with offloaded weights."""
+    """Device on which a model expects its images; accelerate moves them for a model with offloaded weights."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -84,11 +84,11 @@ def predict_probabilities(
 ) -> torch.Tensor:
     """Predicts class probabilities, averaged over scales, flips and overlapping windows.
 
-    Beside the result, this needs memory for one more tensor of probabilities at the scaled size, and for the logits of
-    the whole image or of `window_batch` windows.
+    Besides the result, this needs memory for one more tensor of probabilities at the scaled size, and for the logits
+    of the whole image or of `window_batch` windows.
 
-    Arguments are those of [`predict_ids`]. Returns a float32 tensor (batch, classes, *size), of sum 1 over the
-    classes; those of a single class are background and the class.
+    Arguments are those of [`predict_ids`]. Returns a float32 tensor (batch, classes, *size) that sums to 1 over the
+    classes; with a single class, these are background and the class.
     """
     total: torch.Tensor | None = None
     height, width = pixel_values.shape[-2:]
@@ -109,7 +109,7 @@ def predict_probabilities(
 def window_positions(
     size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
 ) -> Iterator[tuple[int, int]]:
-    """Yields the top left corners of the windows that cover an image, row by row; none reaches over its edge.
+    """Yields the top left corners of the windows that cover an image, row by row; none extends beyond its edge.
 
     `size` of the image, `window` (no larger than the image) and `stride` are each (height, width).
     """
@@ -124,13 +124,13 @@ def blending_weights(window: tuple[int, int], blending: str, device: torch.devic
     """Weights (height, width) of a window's pixels: ones, or a Hann window that is above 0 everywhere."""
     if blending == "uniform":
         return torch.ones(window, device=device)
-    # Without its two ends, which are 0: pixels at the image's edge lie in one window only.
+    # Without its two ends, which are 0: pixels at the image's edge are in only one window.
     row_weights, column_weights = (torch.hann_window(side + 2, periodic=False, device=device)[1:-1] for side in window)
     return row_weights[:, None] * column_weights
 
 
 def _blend_windows(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
-    """Probabilities (batch, classes, h, w) of images, blended from their windows."""
+    """Probabilities (batch, classes, h, w) of images, blended over windows."""
     total: torch.Tensor | None = None
     for top, band in _iter_bands(model, images, options):
         if total is None:
@@ -145,7 +145,7 @@ def _iter_bands(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields the blended probabilities of a few rows at a time, from top to bottom, each with its first row.
 
-    A row is complete when no further window reaches it, so that only as many as a window has need memory at a time. A
+    A row is complete when no further window covers it, so only one window height of rows is in memory at a time. A
     band (batch, classes, rows, w) is valid until the next one.
     """
     assert options.window is not None
@@ -172,7 +172,7 @@ def _iter_bands(
         assert total is not None, "every image has a window"
         num_rows = next_top - top
         yield top, total[:, :, :num_rows].div_(weight[:num_rows])
-        # The others move up.
+        # Move the remaining rows up.
         for rows in (total, weight):
             carried = rows[..., num_rows:, :].clone()
             rows[..., : window[0] - num_rows, :] = carried
@@ -195,7 +195,7 @@ def predict_ids(
 ) -> torch.Tensor:
     """Predicts class ids; warns, once for a model, if one pass takes much memory.
 
-    Windows at the image's own scale need memory for the probabilities of as many rows as a window has, whatever the
+    Windows at the image's own scale need memory for the probabilities of one window height of rows, whatever the
     image's height.
 
     Args:
@@ -230,16 +230,16 @@ def _warn_about_memory(model: nn.Module, shape: Sequence[int], options: Inferenc
     images = f"An image of {width}x{height} pixels takes" if count == 1 else f"{count} images of {width}x{height} take"
     warnings.warn(
         f"{images} about {gigabytes:.0f} GB of memory in one pass. `image_size=1024` scales images down first; in "
-        "`predict` and `evaluate`, `window=1024` predicts them in parts.",
+        "`predict` and `evaluate`, `window=1024` predicts them in sliding windows.",
         stacklevel=2,
     )
 
 
 def bytes_per_pixel(model: nn.Module) -> float:
-    """Estimated memory of a pass per pixel of an image, in float32; 0 for networks without our decoder.
+    """Estimated memory of a float32 forward pass per pixel of an image; 0 for networks without our decoder.
 
-    That is what the widest block of the decoder reads and writes, or the logits, three times: convolutions copy, and
-    freed memory is kept. `ddep-hub predict` took 14.6 GB for 6000x4500 pixels, of which this gives 15.6.
+    The estimate is three times the input and output of the decoder's widest block, or the logits, because convolutions
+    copy, and freed memory is kept. `ddep-hub predict` took 14.6 GB for 6000x4500 pixels; this estimates 15.6.
     """
     decoder = getattr(getattr(model, "ddep", None), "decoder", None)
     if decoder is None:
@@ -253,14 +253,14 @@ def bytes_per_pixel(model: nn.Module) -> float:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into eval mode inside the block; afterwards, each of its modules has its earlier mode."""
+    """Puts a model into eval mode inside the block, and restores the mode of each module afterwards."""
 
     def change() -> Callable[[], None]:
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
 
         def undo() -> None:
-            # Set one by one, because `.train()` of a partly frozen model does more.
+            # Set individually, because `.train()` of a partly frozen model does more.
             for module, training in modes:
                 module.training = training
 

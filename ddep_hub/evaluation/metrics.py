@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ddep_hub.data.image_io import format_list
 
 
-# The metrics of a segmentation model, and what tables call them.
+# The metrics of a segmentation model, and their titles in tables.
 METRICS = {
     "mean_iou": "mIoU",
     "mean_accuracy": "mean accuracy",
@@ -27,7 +27,7 @@ class ConfusionMatrix:
     """Counts of (true class, predicted class) over pixels.
 
     Only the `num_classes ** 2` counts are kept, so memory does not grow with the number of images, and the counts of
-    several processes or parts of a data set add up.
+    several processes or parts of a data set can be added.
 
     Args:
         num_classes: Number of classes.
@@ -49,7 +49,7 @@ class ConfusionMatrix:
         bins = self.num_classes**2
         # Each pixel falls into the bin of its true and its predicted class; 32 bits are read twice as fast as 64.
         pairs = labels.to(torch.int32, copy=True).mul_(self.num_classes).add_(prediction.int())
-        # Those that are ignored fall behind the bins that are kept, or are sent there: no pixel has to be picked out.
+        # Ignored pixels go to bins beyond those that are kept, so no pixel has to be selected.
         if not self.num_classes <= self.ignore_index <= 255:
             pairs.masked_fill_(labels == self.ignore_index, bins)
         self.counts += torch.bincount(pairs, minlength=bins)[:bins].reshape(self.num_classes, -1)
@@ -62,15 +62,14 @@ class ConfusionMatrix:
         accuracy, where torchmetrics counts it as 0.
 
         Args:
-            names: Names of the classes; their numbers by default. The metrics are of the last classes if there are
-                fewer names: of a single one, not of its background.
+            names: Names of the classes; their ids by default. If there are fewer names than classes, the metrics cover
+                the last classes: a single class without its background.
 
         Returns:
-            `mean_iou`; `mean_accuracy`, the mean recall of the classes; `overall_accuracy`, the share of pixels that
-            are right; `frequency_weighted_iou`, the IoU weighted by the classes' shares of the labelled pixels;
-            by class name `iou` and `accuracy`; `num_classes` and `mean_iou_classes`, the number of classes and of
-            those that `mean_iou` is the mean of; and `absent_classes`, the names of those that no pixel is labelled
-            with. A mean over no class is 0.
+            `mean_iou`; `mean_accuracy`, the mean recall of the classes; `overall_accuracy`, the fraction of correct
+            pixels; `frequency_weighted_iou`, the IoU weighted by the classes' shares of the labelled pixels; `iou` and
+            `accuracy` by class name; `num_classes` and `mean_iou_classes`, the number of classes and of those in
+            `mean_iou`; and `absent_classes`, the names of classes without a labelled pixel. A mean over no class is 0.
 
         Raises:
             ValueError: No labelled pixel was counted.
@@ -117,11 +116,11 @@ class BoundaryIoU:
     """Boundary IoU: the IoU of the pixels near the outline of a class in the labels and in the predictions.
 
     Near the outline are the pixels of a class that an erosion by `d` pixels removes: those whose square of `2 * d + 1`
-    pixels holds another class or reaches over the edge of the image. `d` is `BOUNDARY_RATIO` of the image's diagonal,
-    at least one pixel. As in the confusion matrix, pixels are summed over all images before the division.
+    pixels contains another class or extends beyond the image. `d` is `BOUNDARY_RATIO` of the image's diagonal, at
+    least one pixel. As in the confusion matrix, pixels are summed over all images before the division.
 
-    Ignored pixels are not counted and are no other class to the pixels near them, in the labels and in the
-    predictions, so the rim of an unlabelled area is no outline.
+    Ignored pixels are not counted, and do not count as another class for the pixels near them, in labels and
+    predictions, so the border of an ignored area is not an outline.
 
     Arguments are those of [`ConfusionMatrix`].
 
@@ -148,8 +147,8 @@ class BoundaryIoU:
     def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Computes `mean_boundary_iou`, and `boundary_iou` by class name, in [0, 1].
 
-        A class without an outline in labels and predictions has none (`None`) and is left out of the mean; one that
-        is only predicted counts as 0. The mean is `None` if no label has an outline. For fewer names than classes see
+        A class without an outline in labels and predictions is `None` and left out of the mean; one that is only
+        predicted counts as 0. The mean is `None` if no label has an outline. For fewer names than classes, see
         [`ConfusionMatrix.compute`].
         """
         intersection, true, predicted = self.counts.cpu().double()[:, -len(names or range(self.num_classes)) :]
@@ -160,16 +159,16 @@ class BoundaryIoU:
 
 
 def boundary_mask(ids: torch.Tensor, valid: torch.Tensor, distance: int) -> torch.Tensor:
-    """Finds the pixels whose square of `2 * distance + 1` pixels holds another id or reaches over the image's edge.
+    """Finds the pixels whose square of `2 * distance + 1` pixels contains another id or extends beyond the image.
 
-    One pass does all classes: a square holds another id if its largest or its smallest id is not that of its centre.
+    One pass handles all classes: a square contains another id if its maximum or minimum differs from its centre.
     `ids`, `valid` and the bool result are (batch, H, W); the result is undefined where `valid` is false.
     """
     height, width = ids.shape[-2:]
     values = ids.float()  # exact up to 2 ** 24
     signed = torch.stack([values, -values], dim=1).masked_fill(~valid[:, None], -math.inf)
-    # A square's maximum is that of its rows' maxima. Two overlapping windows make a longer one, so the time grows with
-    # the logarithm of the distance, which is large in large images.
+    # The maximum filter is separable, and two overlapping windows form a longer one, so the time grows only with the
+    # logarithm of the distance, which is large in large images.
     maxima = F.pad(signed, [distance] * 4, value=-math.inf)
     for axis in (-1, -2):
         length = 1

@@ -43,7 +43,7 @@ from .prediction_files import MaskWriter, find_images, is_http, read_image
 
 logger = logging.getLogger(__name__)
 
-# Threads that read images and that write masks, and how many images they may be ahead or behind.
+# Threads that read images and write masks, and the number of images that they may be ahead or behind.
 NUM_THREADS, MAX_PENDING = 2, 4
 
 
@@ -65,16 +65,16 @@ def predict(
         images: An image or a list of images: paths, http(s) URLs, PIL images or arrays. Arrays are uint8 (H, W, 3),
             (H, W, 1) or (H, W); for models with other numbers of channels, see [`channels_first`]. A folder or a
             pattern such as `photos/*.jpg` counts as a list.
-        return_type: `"array"` for class ids (of a single class: 0, background, and 1), or `"pil"` for images with the
-            classes' colours as their palette.
+        return_type: `"array"` for class ids (with a single class, 0 is background and 1 the class), or `"pil"` for
+            images with the classes' colours as palette.
         processor: The image processor; by default the one saved with the model, at the revision and in the subfolder
             it was loaded from.
         **kwargs: Fields of [`InferenceArguments`], such as `window=(512, 512)` or `flip=True`.
 
     Returns:
         One mask (H, W) for one image, else a list of masks. Arrays are uint8, or uint16 for more than 256 classes.
-        Masks of a folder or pattern are in the order of the sorted path strings, without files that are skipped: pass
-        a list of paths to know which mask belongs to which image.
+        Masks of a folder or pattern are in the order of the sorted path strings, without skipped files: pass a list of
+        paths to know which mask belongs to which image.
 
     Raises:
         OSError: The model or an image cannot be read.
@@ -110,7 +110,7 @@ def predict(
 class Predictor:
     """A fine-tuned model with its image processor: PIL images in, class ids out.
 
-    `model` is put into eval mode; `processor` takes the place of the one saved with it.
+    `model` is put into eval mode; `processor` replaces the one saved with it.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Predictor:
     ) -> None:
         processor = override_image_size(processor or get_processor(model), args)
         self.model, self.classes, self.options = model.eval(), get_class_table(model.config), args.options()
-        self.channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
+        self.channel_order = getattr(processor, "channel_order", None)  # missing in transformers' processors
         self.processor = processor
         self.normalize = Normalize.from_processor(processor)
 
@@ -134,7 +134,7 @@ class Predictor:
 
 
 def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSemanticSegmentation:
-    """The model on its device in its fastest form: channels last, each BatchNorm folded into its convolution."""
+    """Loads a model for inference on its device, in channels_last format and with folded BatchNorms."""
     model = load_model(name, args.encoder_weights)
     device = choose_device()
     model.to(device, memory_format=torch.channels_last)
@@ -144,7 +144,7 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
 
 
 def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
-    """A model's name: the one given, where the model object was loaded from, or its class.
+    """A model's name: the given one, the location that the object was loaded from, or its class.
 
     Raises a TypeError if it is not a model, and a ValueError if it is not fine-tuned.
     """
@@ -154,7 +154,7 @@ def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
         raise TypeError(f"model: got {type(model).__name__}. Pass a fine-tuned model, a folder or a Hub id.")
     config = getattr(model, "config", None)
     name: str = getattr(config, "name_or_path", None) or type(model).__name__
-    # Not by class, because remote code has copies of the classes.
+    # Not `isinstance`, because remote code has copies of the classes.
     if getattr(config, "model_type", None) != "ddep":
         hint = "Pass the model inside, `.module`." if hasattr(model, "module") else "Pass one, a folder or a Hub id."
         raise ValueError(f"model: {name} is not a DDePForSemanticSegmentation. {hint}")
@@ -164,7 +164,7 @@ def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
 
 
 def get_processor(model: DDePPreTrainedModel) -> DDePImageProcessor:
-    """The image processor saved with a model; that of its encoder for a model that was not loaded from anywhere."""
+    """The image processor saved with a model, or its encoder's default if the model was built in memory."""
     if not model.config.name_or_path:
         logger.warning(
             "The model was not loaded from a folder or the Hub, so images get timm's mean and std for %s and are not "
@@ -176,7 +176,7 @@ def get_processor(model: DDePPreTrainedModel) -> DDePImageProcessor:
 
 
 def override_image_size(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
-    """The processor with `args.image_size`; warns if its own size makes a window pointless."""
+    """The processor with `args.image_size`; warns if its own size makes a sliding window useless."""
     if not isinstance(processor, BaseImageProcessor):
         raise TypeError(
             f"processor: got {type(processor).__name__}. Pass an image processor, such as "
@@ -252,7 +252,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     channels = predictor.model.config.num_channels
     predicted: list[str] = []
     has_windows = predictor.options.window is not None
-    ahead = 1 if has_windows else MAX_PENDING  # large rasters: few at a time
+    ahead = 1 if has_windows else MAX_PENDING  # few large rasters at a time
     with contextlib.ExitStack() as stack:
         stack.enter_context(lift_size_limit(has_windows))
         # While the model runs, threads read the next images and write the last masks.
@@ -274,7 +274,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
                 logger.warning("%s; skipping it", error)
                 continue
             mask = predictor(image, images[name])
-            if not predicted:  # so that nothing is left behind if no image can be read
+            if not predicted:  # only now, to leave nothing behind if no image can be read
                 writer.write_legend()
             predicted.append(name)
             pending_writes.append(writers.submit(writer.write, name, mask, image, read_georeference(images[name])))
@@ -294,7 +294,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
 
 
 def _is_earlier_prediction(source: str, output: Path) -> bool:
-    """Whether an image is in the output folder as the result of an earlier call."""
+    """Whether an image in the output folder is the result of an earlier call."""
     path = Path(source)
     return not is_http(source) and output.resolve() in path.resolve().parents and is_prediction(path)
 
@@ -302,8 +302,8 @@ def _is_earlier_prediction(source: str, output: Path) -> bool:
 def get_class_table(config: PretrainedConfig) -> ClassTable:
     """A model's classes, in the colours it was fine-tuned with.
 
-    If it has none, the colours are those of the known data set with exactly these class names (the built-in scenes
-    count as one), or arbitrary distinct ones.
+    If it has none, the colours are those of the known data set with exactly these class names (including the rendered
+    scenes), or arbitrary distinct ones.
     """
     names = ordered_names(config.id2label)
     info = find_dataset_by_classes(names)

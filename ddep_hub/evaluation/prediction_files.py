@@ -1,4 +1,4 @@
-"""Files of prediction: the images, given as paths, folders, patterns or URLs, and the masks written for them."""
+"""Input and output of prediction: images from paths, folders, patterns or URLs, and mask files."""
 
 import http.client
 import logging
@@ -40,10 +40,10 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
 
     `names` are image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
     patterns such as `photos/*.jpg` (`**` for any depth; an existing folder is never read as a pattern), and http(s)
-    URLs of images. A result's name has no suffix: it is the file's name, or the path below the folder, or below the
-    folder that all matches of a pattern share; of `a.jpg` and `a.tif` in one folder, it keeps the suffix. Raises a
-    FileNotFoundError if a name matches no file, and a ValueError if one is empty, or if two images would have the same
-    result name.
+    URLs of images. A result is named after the image, without suffix: by its file name, its path relative to the
+    folder, or its path relative to the common folder of a pattern's matches; `a.jpg` and `a.tif` in one folder keep
+    the suffix. Raises a FileNotFoundError if a name matches no file, and a ValueError if one is empty, or if two
+    results would have the same name.
     """
     images: dict[str, str] = {}
     for name in names:
@@ -56,11 +56,11 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
 
 
 def read_image(source: str, channels: int = 3) -> AnyImage:
-    """Reads an image from a path or an http(s) URL, see [`decode_image`]; an OSError if it cannot be downloaded."""
+    """Reads an image from a path or http(s) URL, see [`decode_image`]; raises an OSError if the download fails."""
     if not is_http(source):
         return decode_image(source, channels)
     try:
-        # Addresses copied from a browser may hold letters that have no code in ASCII, and spaces.
+        # URLs copied from a browser may contain spaces and non-ASCII letters.
         address = urllib.parse.quote(source, safe=string.punctuation)
         with urllib.request.urlopen(address, timeout=TIMEOUT) as response:
             content = response.read()
@@ -70,8 +70,8 @@ def read_image(source: str, channels: int = 3) -> AnyImage:
 
 
 def _expand_name(name: str) -> list[tuple[str, str]]:
-    if not name:  # as a path, it would be the working directory
-        raise ValueError("images: an empty name. Name a file, folder, pattern or URL.")
+    if not name:  # would be the working directory
+        raise ValueError("images: empty name. Pass a file, folder, pattern or URL.")
     path = Path(name)
     if is_http(name):
         file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
@@ -92,13 +92,13 @@ def _expand_name(name: str) -> list[tuple[str, str]]:
 
 
 def _result_names(images: Sequence[str]) -> list[str]:
-    """Names of results: paths without suffix, or with it where they would be equal otherwise."""
+    """Names of results: paths without suffix, or with it if they would otherwise be equal."""
     counts = Counter(map(_strip_suffix, images))
     return [stem if counts[stem := _strip_suffix(image)] == 1 else image for image in images]
 
 
 def _escape_existing_folders(path: Path) -> str:
-    """A pattern in which folders that are there stand for themselves, such as `photos [1]`."""
+    """Escapes existing folders in a pattern, such as `photos [1]`."""
     existing = next((parent for parent in path.parents if parent.is_dir()), Path())
     return os.path.join("" if existing == Path() else escape(str(existing)), path.relative_to(existing))
 
@@ -116,8 +116,8 @@ class MaskWriter:
 
     The kinds are `ids`, class ids in 8 bits (16 for more than 256 classes); `colors`, the classes' colours;
     `overlays`, the colours over the image, whose channels are shown in `channel_order`; and `cityscapes`, the 8-bit
-    label ids that the Cityscapes server takes (road is 7), for its 19 training classes. Only files that a `MaskWriter`
-    has written are replaced or removed. Raises a ValueError for an unknown kind, and for `cityscapes` with other
+    label ids that the Cityscapes server expects (road is 7), for its 19 training classes. Only files written by a
+    `MaskWriter` are replaced or removed. Raises a ValueError for an unknown kind, and for `cityscapes` with other
     classes.
     """
 
@@ -143,13 +143,13 @@ class MaskWriter:
         same_color = _find_duplicate_colors(classes)
         if same_color and {"colors", "overlays"} & set(kinds):
             warnings.warn(
-                f"The classes {' and '.join(same_color)} have the same colour, so pictures cannot tell them apart. "
+                f"The classes {' and '.join(same_color)} have the same colour, so overlays do not distinguish them. "
                 "Give each its own `color` in classes.json before fine-tuning.",
                 stacklevel=3,
             )
 
     def check(self, names: Collection[str], *, legend: bool = False) -> None:
-        """Raises a FileExistsError if a mask or the legend would replace somebody else's file.
+        """Raises a FileExistsError if a mask or the legend would replace another program's file.
 
         Raises a ValueError if two masks would have the same name.
         """
@@ -167,7 +167,7 @@ class MaskWriter:
         image: Image.Image | ChannelImage | None = None,
         georeference: Georeference | None = None,
     ) -> None:
-        """Writes a mask, integer class ids (H, W), as each kind; overlays need the `image`, of the same size.
+        """Writes a mask, integer class ids (H, W), in each kind; overlays need the `image`, of the same size.
 
         `name` is a path below the kind's folder, without suffix; see [`path_below`] for absolute ones. A
         `georeference` is written to `<name>.png.aux.xml`.
@@ -175,8 +175,8 @@ class MaskWriter:
         for kind in self.kinds:
             path = self._path(kind, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Overlays on photographs compress badly: zlib's default level takes four times as long for files a sixth
-            # smaller.
+            # Overlays on photographs compress badly: zlib's default level takes four times as long for files that are
+            # a sixth smaller.
             _save(self._render(kind, mask, image), path, compress_level=1 if kind == "overlays" else 6)
             _save_georeference(georeference, path)
 
@@ -188,9 +188,9 @@ class MaskWriter:
         _save(draw_legend(self.classes), path)
 
     def remove_others(self, names: Collection[str]) -> None:
-        """Removes earlier predictions except those of `names`, so that a folder to submit holds no others.
+        """Removes earlier predictions except those of `names`, so that a folder to submit has no others.
 
-        Those beside a legend stay: `predict` wrote them.
+        Those beside a legend are kept, because `predict` wrote them.
         """
         if (self.folder / LEGEND_FILE).exists():
             return
@@ -251,7 +251,7 @@ def _save_georeference(georeference: Georeference | None, mask: Path) -> None:
     path = mask.with_name(f"{mask.name}.aux.xml")
     if len(os.fsencode(path.name)) > MAX_NAME_LENGTH:
         return
-    if path.exists() and not is_auxiliary_file(path):  # statistics that GDAL has computed, say
+    if path.exists() and not is_auxiliary_file(path):  # for example GDAL's statistics
         if georeference is not None:
             logger.warning("%s: another program wrote it, so the mask has no georeference. Remove it first.", path)
         return

@@ -1,4 +1,4 @@
-"""Pictures of predictions, denoising and confusion matrices."""
+"""Figures of predictions, denoising and confusion matrices."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ from .inference import InferenceOptions, predict_ids
 PANEL_SIZE = 192
 MAX_PANEL_HEIGHT = 4 * PANEL_SIZE  # height of a panel; very narrow images are squeezed
 MAX_SHRUNK_SIDE = 2048
-WIDE = 3  # from this aspect ratio on, a picture takes a whole row
+WIDE = 3  # from this aspect ratio on, an image takes a whole row
 GAP, MAX_COLUMNS = 6, 4
 TITLE_HEIGHT, TITLE_LENGTH = 22, 30  # height in pixels, characters
 CELL_SIZE = 22
@@ -34,10 +34,10 @@ _UNASSIGNED = "\uffff"  # no font has it, so its glyph is the box of a missing l
 
 
 def load_font(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) -> tuple[Font, list[str]]:
-    """A font, and names that it can draw; letters that no font has are replaced, not drawn as boxes.
+    """A font, and the names in a form that it can draw: letters that no font has are replaced, not drawn as boxes.
 
-    Pillow's own font has hardly more than ASCII. DejaVu Sans, which comes with matplotlib (extra `plots`), has Latin,
-    Greek, Cyrillic and more, but no Chinese, Japanese or Korean. A name that cannot be drawn even without accents is
+    Pillow's own font covers little more than ASCII. DejaVu Sans, which comes with matplotlib (extra `plots`), covers
+    Latin, Greek, Cyrillic and more, but no Chinese, Japanese or Korean. A name that cannot be drawn without accents is
     replaced by its entry in `fallbacks`, by default the name with code points for the missing letters. `size` is the
     height in pixels.
     """
@@ -62,7 +62,7 @@ def load_font(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) ->
 
 
 def load_class_font(names: Sequence[str], size: int) -> tuple[Font, list[str]]:
-    """The same for the names of all classes, by id: `class 3` stands for one whose letters the font lacks."""
+    """Like [`load_font`], for the names of all classes by id; `class 3` replaces a name whose letters are missing."""
     return load_font(names, size, [f"class {index}" for index in range(len(names))])
 
 
@@ -90,10 +90,10 @@ def to_png(picture: Image.Image) -> bytes:
 
 
 def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.Image:
-    """Draws a table of pictures, uint8 arrays (H, W, 3) in one list per row, under the titles of its columns.
+    """Draws a grid of images, uint8 arrays (H, W, 3) in one list per row, under the titles of its columns.
 
     Each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high. If an image is wide, and wider than a
-    panel, each picture takes a row.
+    panel, each image takes a row.
     """
     sizes = [row[0].shape[:2] for row in rows]
     if any(width > PANEL_SIZE and width >= WIDE * height for height, width in sizes):
@@ -115,7 +115,7 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
 
 
 def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Draws pictures row by row, each in a square of `PANEL_SIZE` pixels under its title; wide ones below each other.
+    """Draws images row by row, each in a square of `PANEL_SIZE` pixels under its title; wide ones below each other.
 
     `pictures` are RGB; they are scaled in place.
     """
@@ -140,7 +140,7 @@ def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str]) -> Ima
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Stacks pictures vertically, left-aligned, on white."""
+    """Stacks images vertically, left-aligned, on white."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
     top = 0
     for picture in pictures:
@@ -158,7 +158,7 @@ def to_uint8(images: torch.Tensor) -> list[np.ndarray]:
 
 
 def to_three_channels(values: torch.Tensor) -> torch.Tensor:
-    """What is shown of (C, H, W) as RGB: one channel in grey, two as red and green, of more the first three."""
+    """Channels of (C, H, W) to show as RGB: one channel in grey, two as red and green, otherwise the first three."""
     if len(values) == 1:
         return values.expand(3, -1, -1)
     return F.pad(values, (0, 0, 0, 0, 0, 1))[:3] if len(values) == 2 else values[:3]
@@ -208,7 +208,7 @@ def _masking_picture(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor)
 
 
 def _features_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
-    """The three principal components of the target are red, green and blue, of the prediction too."""
+    """Shows the first three principal components of the target as RGB, in target and prediction."""
     output = model(pixel_values=clean)
     target, predicted = (f.float().movedim(1, -1) for f in (output.target, output.prediction))
     mean, channels = target.mean((0, 1, 2)), target.shape[-1]
@@ -219,7 +219,7 @@ def _features_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
         maps = torch.stack([((feature - mean) @ components.T).movedim(-1, 0) for feature in features])
         scale = maps[:1].flatten(2).std(-1)[..., None, None].clamp(min=1e-6)
         rows.append([*to_uint8(image[None]), *to_uint8(small[None]), *to_uint8((maps / scale).clamp(-2, 2))])
-    return draw_panels(rows, ["image", "image at half its size", "encoder's features", "predicted features"])
+    return draw_panels(rows, ["image", "downsampled image", "encoder's features", "predicted features"])
 
 
 def segmentation_picture(
@@ -251,7 +251,7 @@ def segmentation_picture(
 
 
 def _shrink(picture: np.ndarray) -> np.ndarray:
-    """A picture of a few panels' size, in whole steps: large rasters as they are would fill memory."""
+    """An image reduced by a whole factor to a few panels' size, because large rasters would fill the memory."""
     step = max(1, max(picture.shape[:2]) // MAX_SHRUNK_SIDE)
     return picture[::step, ::step].copy()
 
@@ -293,7 +293,7 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
 def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:
     """Blends an RGB image and the colours of a mask of its size, integer class ids (H, W), in equal parts.
 
-    A class that is called background, and that of a single class, is shown as the image is.
+    Background pixels, of a class called background or around a single class, show the image unchanged.
     """
     blended = Image.blend(image, Image.fromarray(colorize(mask, classes)), 0.5)
     background = [index for index, name in enumerate(classes.names) if name.lower() == BACKGROUND]

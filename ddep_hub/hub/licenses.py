@@ -29,11 +29,11 @@ def encoder_license(encoder_name: str) -> str | None:
 
 
 def find_restriction(source: str) -> dict[str, str] | None:
-    """What restricts the use of weights that are trained from those of `source`, a folder, shipped model or Hub id.
+    """Finds the licence that restricts weights trained from `source`, a folder, shipped model or Hub id.
 
-    Returns the name of a `model` and its `license`: what `source` inherited itself, according to its record or, for a
-    checkpoint, to the arguments of its run; or else the licence of its own card. `None` if these allow any use, say
-    nothing, or are damaged, which does not keep the weights from being used.
+    Returns the name of a `model` and its `license`: the one that `source` inherited, according to its record or, for a
+    checkpoint, to the arguments of its run; or else the licence in its own card. `None` if these allow any use, or are
+    missing or damaged, which does not prevent the use of the weights.
     """
     for find in (_inherited_restriction, _own_restriction):
         try:
@@ -63,20 +63,20 @@ def _own_restriction(source: str) -> dict[str, str] | None:
 
 
 def recorded_restriction(record: Mapping[str, Any]) -> dict[str, str] | None:
-    """What the weights of a run inherited, from its record, `run.json`; see [`find_restriction`]."""
+    """The licence that a run's weights inherited, from its record, `run.json`; see [`find_restriction`]."""
     inherited, pretrained = record.get("inherited_license"), record["arguments"].get("pretrained")
     if "inherited_license" not in record and pretrained is not None and resolve_name(pretrained) != pretrained:
-        return find_restriction(pretrained)  # of records without this fact: the name of a shipped decoder
+        return find_restriction(pretrained)  # for records without this field: the name of a shipped decoder
     is_valid = isinstance(inherited, dict) and all(isinstance(inherited.get(key), str) for key in ("model", "license"))
     return inherited if is_valid else None
 
 
 def _find_file(source: str, name: str) -> Path | None:
-    """A file beside a model, from the Hub or its cache where it is no folder; `None` if it is not there."""
+    """A file beside a model, in its folder, or from the Hub or the cache; `None` if there is none."""
     folder = Path(resolve_name(source))
     if folder.is_dir() or folder.is_absolute():
         return folder / name if (folder / name).is_file() else None
     try:
         return Path(hf_hub_download(source, name))
-    except (EntryNotFoundError, HTTPError, OSError, ValueError):  # not there, not to be reached, or no Hub id
+    except (EntryNotFoundError, HTTPError, OSError, ValueError):  # missing, unreachable, or not a Hub id
         return None

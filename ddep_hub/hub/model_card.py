@@ -27,10 +27,10 @@ from .staging import CARD, RUN, read_json_object
 from .user_text import BEGIN, END, extract_user_text, merge_metadata, parse_metadata
 
 
-# Pictures that a card shows, beside that of the confusion matrix.
+# Figures shown in a card, besides the confusion matrix.
 PREDICTIONS, LOSS = "predictions.png", "loss.png"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# Used in the snippets of a card until it is published, or `ddep-hub card --repository` names a repository.
+# Placeholder in a card's snippets until it is published, or `ddep-hub card --repository` sets a repository.
 PLACEHOLDER = "path/to/this/folder"
 # Tag of cards of pretraining.
 PRETRAINING_TAG = "decoder-pretraining"
@@ -40,13 +40,13 @@ logger = logging.get_logger(__name__)
 def write_card(folder: str | Path, repository: str | None = None) -> None:
     """Writes `README.md` from the files in the folder of a trained model, and keeps the user's part of it.
 
-    `repository` is the `org/name` for the snippets, by default what they say already. Raises a FileNotFoundError if
-    there is neither a card nor the files to make one from, and a ValueError that names a damaged file.
+    `repository` is the `org/name` for the snippets; by default they are unchanged. Raises a FileNotFoundError if there
+    is neither a card nor the files to generate one, and a ValueError that names a damaged file.
     """
     folder = Path(folder)
     card = render_card(folder, repository)
     if card is None:
-        raise FileNotFoundError(f"{folder} has neither {CARD} nor {RUN}. Name the folder final/ of a run.")
+        raise FileNotFoundError(f"{folder} has neither {CARD} nor {RUN}. Pass the final/ folder of a run.")
     atomic_write(folder / CARD, card)
 
 
@@ -74,32 +74,32 @@ def render_card(folder: Path, repository: str | None = None) -> str | None:
             "`ddep-hub card --evaluation` adds the results of `ddep-hub evaluate`."
         ) from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    # Last, as it is kept to the byte.
+    # Last, because it is kept byte for byte.
     return merge_metadata(text.replace(BEGIN, f"{BEGIN}\n{extract_user_text(old_card)}\n{END}", 1), old_card)
 
 
 @functools.cache
 def _load_template() -> jinja2.Template:
-    """The compiled template; a run writes more than one card, and compiling takes longer than all the rest."""
+    """The compiled template, cached because compiling takes longer than rendering."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")  # which would end a table's cell
+    environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")  # would end a table cell
     environment.filters["plain"] = _escape_markdown
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _escape_markdown(value: Any) -> str:
-    """A name as plain text: what Markdown would take for markup is escaped. Underscores inside words are none."""
+    """Escapes Markdown in a name; underscores inside words are not markup."""
     return re.sub(r"[\\<&\[\]*`|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", str(value))
 
 
 def build_published_card(folder: Path, repository: str, hub_card: str | None = None) -> str | None:
-    """The card to publish: the folder's, with what only `hub_card` has in its user's part and metadata.
+    """The card to publish: the folder's, merged with the user's part and metadata that only `hub_card` has.
 
     `repository` is `org/name`; `hub_card` is the card that is on the Hub now, if any.
     """
     card = render_card(folder, repository)
     if card is None and hub_card is not None and BEGIN in hub_card:
-        # It tells of the weights that are replaced: only the user's text and metadata stay.
+        # It describes the weights that are replaced, so only the user's text and metadata are kept.
         text = extract_user_text(hub_card, f"The card of {repository} on the Hub")
         card = f"---\nlibrary_name: transformers\n---\n\n{BEGIN}\n{text}\n{END}\n"
         merged = ModelCard(merge_metadata(card, hub_card))
@@ -113,8 +113,8 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
     if theirs not in ours:
         difference = f"differs from that in {CARD}" if ours else f"is not in {CARD}"
         logger.warning(
-            f"The text of the card on the Hub {difference}, and is kept. To change it, edit it there; to add to it, "
-            f"copy it to {CARD} first."
+            f"The text of the card on the Hub {difference}, and is kept. Edit it there, or copy it to {CARD} and "
+            "change it before you publish."
         )
         head, _, tail = card.partition(BEGIN)
         card = f"{head.rstrip()}\n\n{BEGIN}\n{theirs}\n{END}\n{tail.partition(END)[2]}"
@@ -122,11 +122,11 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
 
 
 def _template_values(folder: Path) -> dict[str, Any]:
-    """What the template is filled with, except for the user's part and the metadata."""
+    """The values for the template, except for the user's part and the metadata."""
     config, record, results = DDePConfig.from_pretrained(folder), read_json_object(folder / RUN), read_results(folder)
     run, is_finetuning = record["arguments"], record["kind"] == "finetuning"
     encoder, pretrained, data = encoder_repository(config.encoder_name), run.get("pretrained"), run.get("data")
-    encoder_source = record.get("pretraining", record)["encoder_source"]  # a second stage has that of the first
+    encoder_source = record.get("pretraining", record)["encoder_source"]  # that of the pretraining stage, if any
     base_model = encoder if encoder_source == "hub" else None
     if pretrained is not None:  # a folder's name alone is not a repository
         base_model = pretrained if re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained) else None
@@ -162,13 +162,13 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "encoder_repository": encoder,
         "encoder_license": license,
         "restricted_encoder": license is not None and license not in OPEN_LICENSES,
-        # Of a file nobody knows whether it holds timm's weights.
+        # A local file may not hold timm's weights.
         "encoder_from_file": encoder_source not in ("hub", "pypi", "none", pretrained),
         "inherited_license": _inherited_license(record),
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
         "classes": classes,
-        "embedded": EMBEDDED,
+        "rendered_scenes": EMBEDDED,
         "dataset": data or EMBEDDED,
         "evaluated_data": results.get("evaluated_data", data or EMBEDDED),
         "known_dataset": find_dataset_by_classes(classes) if is_finetuning else None,
@@ -180,13 +180,13 @@ def _template_values(folder: Path) -> dict[str, Any]:
 
 
 def _inherited_license(record: Mapping[str, Any]) -> dict[str, str] | None:
-    """The model that the weights of a run are from, and its licence, where it is not the run's own."""
+    """The model that a run's weights come from, and its licence if it differs from the run's own."""
     inherited = recorded_restriction(record)
     return inherited if inherited and inherited["license"] != record["arguments"].get("license") else None
 
 
 def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[list[str]]:
-    """Name of each metric and its values in per cent, of the model and of the baseline."""
+    """Name of each metric and its values in percent, for the model and the baseline."""
     columns = [results] if baseline is None else [results, baseline]
     rows: list[list[Any]] = [
         [title, *(column.get(name) for column in columns)] for name, title in METRICS.items() if name in results
@@ -196,7 +196,7 @@ def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None)
 
 
 def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
-    """The metadata of a card. A pretrained decoder has no `pipeline_tag`, as it segments nothing yet."""
+    """The metadata of a card. A pretrained decoder has no `pipeline_tag`, because it cannot segment yet."""
     common_fields: dict[str, Any] = {
         "library_name": "transformers",
         "license": values["run"]["license"],

@@ -1,4 +1,4 @@
-"""The record and the results of a run, beside the model in its folder: what its card is made from."""
+"""The record and results of a run, saved beside the model, from which its card is generated."""
 
 import dataclasses
 import json
@@ -22,11 +22,11 @@ from .staging import RUN, read_json_object
 
 
 RESULTS, BASELINE, EVALUATION, CONFUSION = "results.json", "baseline.json", "evaluation.json", "confusion.png"
-# What a card calls the built-in data.
-EMBEDDED = "embedded rendered scenes"
-# Facts of a run that may be paths.
-PATH_FACTS = ("encoder_source", "inherited_license", "more_images")
-# How a model and its baseline get evaluations that can be compared.
+# Name of the default data in model cards.
+EMBEDDED = "rendered scenes"
+# Fields that may be paths.
+PATH_FIELDS = ("encoder_source", "inherited_license", "more_images")
+# How to get comparable evaluations of a model and its baseline.
 TOGETHER = (
     "Evaluate both with the same options: add the baseline's evaluation to its own card, then give this model's card "
     "--evaluation and --baseline together."
@@ -34,19 +34,20 @@ TOGETHER = (
 Kind = Literal["pretraining", "finetuning"]
 
 
-def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Mapping[str, Any], **facts: Any) -> None:
+def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Mapping[str, Any], **info: Any) -> None:
     """Writes `run.json` and `results.json`, from which `write_card` makes the card.
 
     Args:
         folder: Folder of the trained model.
-        kind: What the run was.
+        kind: Kind of the run.
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, `seconds` of training, and `step`, after which the model was saved, if not at the end.
-        **facts: `encoder_source`; `inherited_license`, of [`find_restriction`]; in pretraining `images`, their number
-            in words, `more_images`, the names of data sets besides those of the arguments, `data_fingerprint`, a hash
-            of them, and `method`, the objective in words if it is not denoising; in fine-tuning `evaluated`, the
-            number of validation images, `labelled_ids`, a hash of the names of the labelled ones, `untrained_classes`,
-            the names of those that no label shows, and `pretraining`, the record and results of a first stage.
+        **info: `encoder_source`; `inherited_license`, from [`find_restriction`]; in pretraining `images`, a
+            description of their number, `more_images`, the names of data sets besides those in the arguments,
+            `data_fingerprint`, a hash of them, and `method`, a description of a custom objective; in fine-tuning
+            `evaluated`, the number of validation images, `labelled_ids`, a hash of the labelled images' names,
+            `untrained_classes`, the names of classes without a label, and `pretraining`, the record and results of a
+            pretraining stage.
     """
     values, paths = dataclasses.asdict(arguments), list_field_names(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())
@@ -60,16 +61,16 @@ def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Ma
             for name, value in values.items()
             if value != defaults[name] and name not in paths and groups[name] in ("data", "model", "optimisation")
         ],
-        **{name: _strip_path(value) if name in PATH_FACTS else value for name, value in facts.items()},
+        **{name: _strip_path(value) if name in PATH_FIELDS else value for name, value in info.items()},
         "hardware": describe_hardware(),
         "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
     }
-    for name, content in ((RUN, record), (RESULTS, results)):  # the results say that the run is finished
+    for name, content in ((RUN, record), (RESULTS, results)):  # the results mark the run as finished
         atomic_write(Path(folder) / name, json.dumps(content, indent=1) + "\n")
 
 
 def add_results(folder: Path, evaluation: Path | None = None, baseline: Path | None = None) -> None:
-    """Adds results to those that the card of a fine-tuned model is made from; writes nothing if some cannot be used.
+    """Adds results to a fine-tuned model's folder, for its card; writes nothing if any of them cannot be used.
 
     Args:
         folder: The model's folder.
@@ -77,8 +78,8 @@ def add_results(folder: Path, evaluation: Path | None = None, baseline: Path | N
         baseline: The folder `final/` of a run from a random decoder, to compare with.
 
     Raises:
-        ValueError: The evaluation is damaged or of another model; or the baseline, also one that was added earlier, is
-            no run from a random decoder on the same data and labels, or was evaluated differently.
+        ValueError: The evaluation is damaged or of another model; or the baseline, including one added earlier, is not
+            a run from a random decoder on the same data and labels, or was evaluated differently.
     """
     results = None if evaluation is None else _read_evaluation(folder, evaluation)
     theirs = None
@@ -98,7 +99,7 @@ def add_results(folder: Path, evaluation: Path | None = None, baseline: Path | N
 
 
 def _read_baseline(folder: Path, baseline: Path) -> dict[str, Any]:
-    """The record and metrics of the run to compare with; raises a ValueError if it is no baseline of this model."""
+    """The record and metrics of the baseline run; raises a ValueError if it is not a baseline of this model."""
     for run_folder in (folder, baseline):
         if not ((run_folder / RUN).is_file() and (run_folder / RESULTS).is_file()):
             raise ValueError(f"baseline: {run_folder} has no {RUN} and {RESULTS} of a run.")
@@ -106,7 +107,7 @@ def _read_baseline(folder: Path, baseline: Path) -> dict[str, Any]:
     if not ours["kind"] == theirs["kind"] == "finetuning":
         raise ValueError("baseline: both models must be fine-tuned.")
     if theirs["arguments"]["pretrained"] is not None or theirs.get("pretraining"):
-        raise ValueError(f"baseline: {baseline} did not start from a random decoder. Name a run without `pretrained`.")
+        raise ValueError(f"baseline: {baseline} did not start from a random decoder. Pass a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
     theirs["decoder_hidden_sizes"] = read_json_object(baseline / "config.json").get("decoder_hidden_sizes")
@@ -114,7 +115,7 @@ def _read_baseline(folder: Path, baseline: Path) -> dict[str, Any]:
 
 
 def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path, other: Path) -> None:
-    """Raises a ValueError if the record and metrics of a run and its baseline are of other data or evaluations."""
+    """Raises a ValueError if a run and its baseline differ in data, labels or evaluation settings."""
     evaluated = ["inference" in run for run in (ours, theirs)]
     if evaluated[0] != evaluated[1]:
         raise ValueError(
@@ -151,20 +152,22 @@ def _read_evaluation(folder: Path, evaluation: Path) -> dict[str, Any]:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Metrics of the run, replaced by those of an evaluation."""
+    """Metrics of the run, or of an evaluation that replaces them."""
     evaluation = read_json_object(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
     return {**read_json_object(folder / RESULTS), **evaluation}
 
 
 def _strip_path(value: Any) -> Any:
-    """The last part of each path. Names of repositories and data sets on the Hub stay as they are."""
+    """Shortens paths to their last part. Names of repositories and data sets on the Hub are unchanged."""
     if isinstance(value, list):
         return [_strip_path(item) for item in value]
     if isinstance(value, dict):
         return {name: _strip_path(item) for name, item in value.items()}
     if not isinstance(value, str) or is_url(value):
         return value
-    path = Path(os.path.abspath(value)) if os.path.exists(value) else Path(value)  # the current folder has a name
+    path = (
+        Path(os.path.abspath(value)) if os.path.exists(value) else Path(value)
+    )  # so that `.` becomes the folder's name
     # `org/name` is a repository, unless there is such a folder.
     if not path.exists() and not path.is_absolute() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
         return value

@@ -24,11 +24,11 @@ from ddep_hub.utils.files import read_json
 # The card of a model, and the record of the run that trained it.
 CARD, RUN = "README.md", "run.json"
 WEIGHTS_PATTERN = "model*.safetensors*"
-# Of a checkpoint, what resuming needs besides the model.
+# Files of a checkpoint that only resuming needs.
 CHECKPOINT_FILES = ("optimizer.pt", "checkpoint.json")
 logger = logging.get_logger(__name__)
 MODELS = {cls.__name__: cls for cls in (DDePForSemanticSegmentation, DDePForPreTraining, DDePModel)}
-# What `register_for_auto_class` and `save_pretrained` would write, without marking the classes of this process.
+# As `register_for_auto_class` and `save_pretrained` would write, without modifying the classes of this process.
 AUTO_MAP: dict[str, dict[str, Any]] = {
     "config.json": {
         "AutoConfig": "configuration_ddep.DDePConfig",
@@ -36,7 +36,7 @@ AUTO_MAP: dict[str, dict[str, Any]] = {
         "AutoModelForPreTraining": "modeling_ddep.DDePForPreTraining",
         "AutoModelForSemanticSegmentation": "modeling_ddep.DDePForSemanticSegmentation",
     },
-    # The PIL backend's class, then torchvision's: how transformers tells them apart.
+    # In transformers' order: the PIL backend's class, then torchvision's.
     "preprocessor_config.json": {
         "AutoImageProcessor": [
             "image_processing_pil_ddep.DDePImageProcessorPil",
@@ -49,9 +49,9 @@ AUTO_MAP: dict[str, dict[str, Any]] = {
 def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) -> None:
     """Puts the files to publish into an empty folder: no hidden files, and no links out of `folder`.
 
-    The optimizer's state stays behind: that of a run's checkpoint, and the folders `checkpoint-N` of transformers'
-    Trainer, as in its `push_to_hub`. Files that are not changed become links. `decoder_only` leaves the encoder out,
-    which raises a ValueError if it was trained; `remote_code` adds the model's code.
+    The optimizer state is left out: that of a run's checkpoint, and the folders `checkpoint-N` of transformers'
+    Trainer, as in its `push_to_hub`. Unchanged files become links. `decoder_only` leaves the encoder out, and raises a
+    ValueError if it was trained; `remote_code` adds the model's code.
     """
     model_class(folder)
     source_root = folder.resolve()
@@ -62,15 +62,15 @@ def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) 
             continue
         if not path.resolve().is_relative_to(source_root):
             if fnmatch(path.name, WEIGHTS_PATTERN) or path.name == "config.json":
-                raise ValueError(f"{path} is a link out of the folder. Replace it with the file.")
-            logger.warning(f"{path} is a link out of the folder, and is not published.")
+                raise ValueError(f"{path} is a link to outside the folder. Replace it with the file.")
+            logger.warning(f"{path} is a link to outside the folder, and is not published.")
             continue
-        if not path.is_file():  # a folder, which a link inside `folder` gives another name
+        if not path.is_file():  # a link to a folder inside `folder`
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             (target / name).symlink_to(path.resolve())
-        except OSError:  # Windows, without the right to make links
+        except OSError:  # Windows, without permission to create links
             shutil.copy2(path, target / name)
     if decoder_only and not read_config(target).get("decoder_only"):
         _remove_encoder(folder, target)
@@ -96,7 +96,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises a ValueError that names the file if it is damaged."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object. Write it again.")
+        raise ValueError(f"{path} must contain a JSON object. Save it again.")
     return content
 
 
@@ -104,17 +104,17 @@ def _remove_encoder(folder: Path, target: Path) -> None:
     model = model_class(folder).from_pretrained(folder)
     recorded_hash, encoder = model.config.encoder_weights_hash, model.base_model.encoder.state_dict()
     if recorded_hash is None or hash_weights(encoder) != recorded_hash:
-        # Rounded weights have another hash than the file they are from.
+        # Rounding changes the hash.
         is_rounded = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in encoder.values())
         reason = "has weights of unknown origin" if recorded_hash is None else "was trained"
-        reason = "is in half precision, which does not tell whether it was trained" if is_rounded else reason
+        reason = "is in half precision, so whether it was trained is unknown" if is_rounded else reason
         raise ValueError(
             f"decoder_only: the encoder of {folder} {reason}. Only timm's {model.config.encoder_name} can be left "
             "out. Publish the whole model."
         )
     for weights in target.glob(WEIGHTS_PATTERN):
         weights.unlink()
-    # Not straight into `target`: it holds links, and writing through one would change the user's folder.
+    # Not directly into `target`, where writing through a link would change the user's folder.
     with tempfile.TemporaryDirectory(dir=target.parent) as temp_dir:
         model.save_pretrained(temp_dir, decoder_only=True)
         for file in Path(temp_dir).iterdir():
@@ -135,6 +135,6 @@ def _add_code(target: Path) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a file that may be a link, whose target must stay as it is."""
+    """Writes a file that may be a link, without changing the link's target."""
     path.unlink(missing_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The part of a model card that is the user's: text between two marks, and metadata that is not generated."""
+"""The user's part of a model card: the text between two marks, and metadata that is not generated."""
 
 import re
 from typing import Any
@@ -14,10 +14,10 @@ BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of
 
 
 def extract_user_text(card: str, name: str = CARD) -> str:
-    """The user's part of a card. A card without marks is the user's, all of it but the metadata.
+    """The user's part of a card. Without marks, this is the whole card except for the metadata.
 
-    `name` is what the error calls the card. Raises a ValueError if only one of the marks is there, as where the text
-    ends is not known then.
+    `name` is the card's name in the error. Raises a ValueError if only one of the marks is present, because the text
+    then has no known end.
     """
     card = card.replace("\r\n", "\n")
     if (BEGIN in card) != (END in card):
@@ -26,7 +26,7 @@ def extract_user_text(card: str, name: str = CARD) -> str:
     if BEGIN in card:
         return card.partition(BEGIN)[2].partition(END)[0].strip()
     text = re.sub(r"\A---\n.*?^---\s*$", "", card, flags=re.DOTALL | re.MULTILINE).strip()
-    return "" if "[More Information Needed]" in text else text  # transformers' own stub
+    return "" if "[More Information Needed]" in text else text  # transformers' placeholder card
 
 
 def parse_card(card: str, *, ignore_errors: bool = False) -> ModelCard:
@@ -46,7 +46,7 @@ def parse_metadata(card: str) -> dict[str, Any]:
 
 
 def merge_metadata(card: str, other_card: str) -> str:
-    """The card with the metadata that another one has besides, such as a licence; what is generated stays."""
+    """Adds another card's further metadata to a card, such as a licence; generated metadata is kept."""
     other_metadata = parse_metadata(other_card)
     if not other_metadata:
         return card

@@ -1,4 +1,4 @@
-"""Configuration of a study: methods, label fractions and seeds from a YAML file, and the arguments of every run."""
+"""Configuration of a study: methods, label fractions and seeds from a YAML file, and the arguments of each run."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ from ddep_hub.utils.values import convert, convert_fields, did_you_mean
 
 
 SECTIONS = ("model", "pretraining", "finetuning")
-# Entries of a study file: their type, and how an error describes it.
+# Entries of a study file: their type, and its description in errors.
 ENTRIES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys((*SECTIONS, "methods", "fractions", "evaluation"), (dict, "`name: value` lines")),
     **dict.fromkeys(("baselines", "images"), (str | list, "a list of names")),
     "data": (str, "a path or a name"),
 }
-# Arguments that a row states in its own columns, or that follow from its method.
+# Arguments that have their own columns in a row, or follow from its method.
 _ROW_ARGUMENTS = {"seed", "split_seed", "label_fraction", "pretrained"}
 # Fine-tuning arguments of a comparison, in addition to the location of the data.
 OVERRIDES = (
@@ -64,7 +64,7 @@ class StudyArguments(LabelledDataArguments):
         common=True,
     )
     output_dir: str = arg(
-        "runs/label-efficiency", "Folder for the rows, decoders, runs, report and figures.", path=True, common=True
+        "runs/label-efficiency", "Output folder: results.csv, decoders, runs and report.", path=True, common=True
     )
     eval_split: str | None = data_arg(None, "Split to evaluate on. Default: val.")
     val_fraction: str | None = data_arg(None, "Fraction of the images to evaluate on, if there are no splits.")
@@ -95,7 +95,7 @@ class StudyArguments(LabelledDataArguments):
         if any(number < 1 for number in self.labels):
             raise ValueError(f"labels must be positive, got {self.labels}.")
         if self.labels and self.fractions:
-            raise ValueError("labels and fractions both say how many images are labelled. Pass one of them.")
+            raise ValueError("labels and fractions both set the number of labelled images. Pass only one of them.")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
         own_data_options = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
@@ -113,14 +113,14 @@ class StudyArguments(LabelledDataArguments):
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train.
+    """A training method to compare.
 
     Attributes:
         name: Its name in the table.
         pretraining: Arguments of `ddep-hub pretrain`, or `None` if no decoder is pretrained.
         finetuning: Arguments of `ddep-hub finetune`.
         baseline: Whether the other methods are compared with it.
-        optional: Whether it runs only where `methods` names it.
+        optional: Whether it runs only if `methods` names it.
     """
 
     name: str
@@ -131,12 +131,12 @@ class Method:
 
     @property
     def folder_name(self) -> str:
-        """What the folders of its runs begin with."""
+        """Prefix of the folders of its runs."""
         return self.name.replace("/", "_").replace(" ", "-")
 
     @property
     def has_unlabelled_loss(self) -> bool:
-        """Whether fine-tuning has a loss on unlabelled images: the study's, unless it has its own."""
+        """Whether fine-tuning has a loss on unlabelled images, from the study or of its own."""
         return bool(self.finetuning.get("denoising_weight") or self.finetuning.get("consistency_weight"))
 
 
@@ -146,9 +146,9 @@ class Study:
 
     Attributes:
         seeds: Number of seeds of each label fraction; seeds count from 0 and are the same for every method.
-        data: Labelled data, as `--data` of `ddep-hub finetune`; `None` for the embedded scenes.
+        data: Labelled data, as `--data` of `ddep-hub finetune`; `None` for the rendered scenes.
         images: Unlabelled images, as `--images` of `ddep-hub pretrain`.
-        evaluation: Arguments of `ddep-hub evaluate` for the scores; `None` takes those of fine-tuning.
+        evaluation: Arguments of `ddep-hub evaluate` for the scores; `None` uses the scores of fine-tuning.
         own_data: Whether decoders are pretrained on the training images too, and a model of each method is kept.
     """
 
@@ -160,9 +160,9 @@ class Study:
     own_data: bool = False
 
     def pretrain_arguments(self, method: Method, folder: Path) -> PretrainArguments:
-        """Arguments of a method's pretraining in a folder below `folder`; methods with equal ones share it."""
+        """Arguments of a method's pretraining in a subfolder of `folder`; methods with equal arguments share it."""
         values: dict[str, Any] = {"images": self.images, **(method.pretraining or {})}
-        is_random_encoder = values.get("encoder_weights") == "none"  # an encoder that is nowhere else
+        is_random_encoder = values.get("encoder_weights") == "none"  # not available elsewhere
         values.setdefault("decoder_only", values.get("freeze_encoder", True) and not is_random_encoder)
         args: PretrainArguments = _parse(PretrainArguments, values, f"method `{method.name}`, pretraining")
         args.output_dir = str(folder / self._pretraining_digest(method, args))
@@ -177,12 +177,12 @@ class Study:
     def finetune_arguments(
         self, method: Method, fraction: str, seed: int, folder: Path, decoder: str | None
     ) -> FinetuneArguments:
-        """Arguments of one fine-tuning run, in a folder below `folder`.
+        """Arguments of one fine-tuning run, in a subfolder of `folder`.
 
         `seed` also seeds the choice of labelled images. `decoder` is the folder of the method's pretrained decoder, if
         it has one.
         """
-        # Few labels may lack a class; that is part of what is measured.
+        # A few labelled images may lack a class; that is part of the measurement.
         values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}
         values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
@@ -196,11 +196,11 @@ class Study:
 
     @property
     def data_arguments(self) -> FinetuneArguments:
-        """Arguments of fine-tuning that say where the data is, the same for all methods."""
+        """Arguments of fine-tuning for the location of the data, the same for all methods."""
         return self.finetune_arguments(self.methods[0], "1", 0, Path(), None)
 
     def evaluate_arguments(self, finetuning: FinetuneArguments) -> EvaluateArguments | None:
-        """Arguments of the evaluation of a fine-tuned model; `None` if the scores of fine-tuning are taken."""
+        """Arguments of the evaluation of a fine-tuned model; `None` if the scores of fine-tuning are used."""
         if self.evaluation is None:
             return None
         data_values = {name: getattr(finetuning, name) for name in (*DATA_FIELDS, "eval_split")}
@@ -229,13 +229,12 @@ class Study:
 def read_study(path: str | Path) -> Study:
     """Reads a study file.
 
-    `model`, `pretraining` and `finetuning` hold arguments of the scripts that all methods share; `model` goes to the
-    pretraining of a method that has one, otherwise to its fine-tuning; where `pretrained` names a model, it is left
-    out. `preset` in one of the latter two names a shipped preset, `config` a file of the script's arguments beside the
-    study file. Each entry of `methods` may override them. Losses on unlabelled images get those of the study.
-    `evaluation` holds arguments of `ddep-hub evaluate`; without it, images are predicted whole, as
-    in fine-tuning. `baselines` names the methods that the others are compared with, and `fractions` gives the number
-    of seeds of each label fraction.
+    `model`, `pretraining` and `finetuning` have arguments shared by all methods; `model` applies to a method's
+    pretraining, if it has one, otherwise to its fine-tuning, and is ignored if `pretrained` names a model. In the
+    other two, `preset` names a shipped preset, and `config` a file of arguments beside the study file. Each entry of
+    `methods` may override them. Losses on unlabelled images use those of the study. `evaluation` has arguments of
+    `ddep-hub evaluate`; without it, images are predicted whole, as in fine-tuning. `baselines` names the methods that
+    the others are compared with, and `fractions` has the number of seeds of each label fraction.
 
     Raises:
         OSError: The file cannot be read.
@@ -243,7 +242,7 @@ def read_study(path: str | Path) -> Study:
     """
     content = load_yaml(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold `name: value` lines with {', '.join(ENTRIES)}.")
+        raise ValueError(f"{path} must have `name: value` lines with {', '.join(ENTRIES)}.")
     for name, value in content.items():
         if name not in ENTRIES:
             raise ValueError(f"{path} has an unknown entry {did_you_mean(str(name), list(ENTRIES))}")
@@ -272,14 +271,14 @@ def read_study(path: str | Path) -> Study:
         if finetuning.get("pretrained"):
             parts: tuple[Any, Any] = None, {**encoder, **finetuning}
         elif "pretraining" in sections:
-            # A decoder-only checkpoint gets its encoder again in fine-tuning.
+            # Fine-tuning loads the encoder of a decoder-only checkpoint again.
             shape = encoder if pretraining.get("pretrained") else model
             parts = {**shape, **pretraining}, {**encoder, **finetuning}
         else:
             parts = None, {**model, **finetuning}
         methods.append(Method(str(name), *parts, baseline=name in baselines))
     if len({method.folder_name for method in methods}) < len(methods):
-        raise ValueError(f"{path}: two methods have names that differ in `/`, `_`, `-` and spaces alone. Rename one.")
+        raise ValueError(f"{path}: the names of two methods differ only in `/`, `_`, `-` and spaces. Rename one.")
     if missing := set(baselines) - {method.name for method in methods}:
         raise ValueError(f"{path}: baselines names {sorted(missing)}, which are not methods.")
     seeds = {}
@@ -302,7 +301,7 @@ def _resolve_config(study: str | Path, section: Mapping[str, Any] | None, contex
 
 
 def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
-    """Arguments from values of a study, which override those of its `config` and `preset`; null overrides nothing."""
+    """Arguments from values of a study, which override those of `config` and `preset`; null overrides nothing."""
     names = [argument.name for argument in dataclasses.fields(cls)]
     for name in values:
         if name not in (*names, "config", "preset"):
@@ -318,17 +317,17 @@ def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
 
 
 def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
-    """Short hash of the arguments that a result depends on; defaults count, as they may change between releases."""
-    # Of pretraining, the decoder to start from and the seed are part of its settings.
+    """Short hash of the arguments that a result depends on, with defaults, which may change between releases."""
+    # In pretraining, the decoder to start from and the seed are part of the settings.
     ignored = _ROW_ARGUMENTS if isinstance(args, FinetuneArguments) else _ROW_ARGUMENTS - {"pretrained", "seed"}
     ignored = (ignored | {*list_field_names(type(args), "resumable")}) - {"eval_split"}
     values, unlabelled = dataclasses.asdict(args), getattr(args, "unlabelled", [])
-    # Without a first stage, its arguments do not matter; where unlabelled images lie may change.
+    # Without a pretraining stage, its arguments do not matter; the location of unlabelled images may change.
     kept = {name for name in values.keys() - ignored if unlabelled or not name.startswith("pretraining_")}
-    # What is off does not count, so that rows stay valid when a release adds something that is off by default.
+    # Disabled options do not count, so that rows stay valid if a release adds an option that is off by default.
     is_on = {name: values[name] for name in kept if values[name] not in (None, []) and values[name] is not False}
     weights = Path(is_on.get("encoder_weights", ""))
-    if weights.is_file():  # which may change, or move
+    if weights.is_file():  # may change, or move
         is_on["encoder_weights"] = _file_digest(weights, weights.stat().st_mtime_ns)
     return _hash({**is_on, "unlabelled": bool(unlabelled), **extra})
 

@@ -1,4 +1,4 @@
-"""A comparison on the user's own data: its methods, its steps within a time budget, and its recommendation."""
+"""Comparison on the user's own data: methods, steps within a time budget, and recommendation."""
 
 import dataclasses
 import json
@@ -35,10 +35,10 @@ from .report import Curves, Row, build_curves, paired_difference, read_rows
 
 RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
 FEATURES_METHOD, CONSISTENCY_METHOD = "features of your images", "consistency on your images"
-# The shipped decoder that gained most from pretraining on unlabelled images of the target (docs/results.md).
+# The shipped decoder that gained most from further pretraining on the target's images (docs/results.md).
 START = "ddep-photos-lite0"
 CONTINUED_METHOD = f"features of your images, from {START}"
-# How the methods that pretrain corrupt images.
+# Corruption of each method that pretrains.
 CORRUPTIONS = {
     DDEP_METHOD: "scaled",
     MASKED_METHOD: "masked",
@@ -47,7 +47,7 @@ CORRUPTIONS = {
 }
 CONSISTENCY = {"consistency_weight": 1.0}
 STEPS = "steps.json"
-# With fewer steps than this, a comparison says little about longer runs.
+# With fewer steps, the results may not hold for longer runs.
 MIN_RELIABLE_STEPS = 300
 DEFAULT_LABELS = (6, 12)
 MIN_SEEDS = 3
@@ -55,7 +55,7 @@ MIN_SEEDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Optimizer steps of each run of fine-tuning, and of pretraining."""
+    """Optimizer steps of each fine-tuning run and of each pretraining."""
 
     finetuning: int
     pretraining: int
@@ -64,17 +64,16 @@ class Steps:
 def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     """The study of a user's data: random decoder, shipped decoders that fit, and methods that use unlabelled images.
 
-    Pretraining, by denoising (DDeP), by filling in masked patches and by predicting features, from a random decoder or
-    from a shipped one, uses the images of `unlabelled` and all training images, whether their labels are used or not,
-    at the scales of fine-tuning.
-    Consistency uses those of `unlabelled` and the labelled ones. Shipped decoders for another kind of images than
-    `augmentation` says are optional. `steps` are by default the preset's.
+    Pretraining, by denoising (DDeP), by predicting masked patches or by predicting features, from a random decoder or
+    a shipped one, uses the images of `unlabelled` and all training images, whether their labels are used or not, at
+    the scales of fine-tuning. Consistency uses those of `unlabelled` and the labelled ones. Shipped decoders for
+    another kind of images than `augmentation` are optional. `steps` are by default the preset's.
     """
     shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
     steps = steps or Steps(settings.max_steps, settings.pretraining_steps)
     shared["max_steps"] = steps.finetuning
-    if args.unlabelled:  # consistency needs averaged weights, so all methods have them
+    if args.unlabelled:  # consistency needs EMA weights, so all methods use them
         shared["model_ema_decay"] = settings.model_ema_decay or 0.99
     training, _ = open_train_and_val(settings)
     num_images = len(training)
@@ -85,7 +84,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     decoder_fields = _decoder_fields(next(iter(matching))) if matching else {}
     statistics: dict[str, Any] = {}
     if settings.num_channels not in (None, 3):
-        # Measured once: each method on its own images would compare normalisations too.
+        # Measured once, because measuring on each method's images would also compare normalisations.
         indices = evenly_spaced(num_images, REFERENCE_IMAGES)
         mean, std = channel_statistics(to_tensor(training[index]["image"]) for index in indices)
         statistics = {"image_mean": mean, "image_std": std}
@@ -94,7 +93,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         settings, unlabelled=args.unlabelled, pretraining_steps=steps.pretraining, **decoder_fields, **statistics
     )
     pretraining = vars(stage_arguments(first_stage, training))
-    del pretraining["images"]  # those of the study, which may move
+    del pretraining["images"]  # the study's, which may move
     without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
     methods = [Method(RANDOM_DECODER, None, {**shared, **decoder_fields}, baseline=True)]
     is_microscopy = args.augmentation == "microscopy"
@@ -109,7 +108,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         if name != CONTINUED_METHOD and (name != FEATURES_METHOD or can_predict_features)
     ]
     if START in matching:
-        start_fields = list_field_names(PretrainArguments, "architecture")  # which the shipped decoder sets
+        start_fields = list_field_names(PretrainArguments, "architecture")  # set by the shipped decoder
         continued = {name: value for name, value in pretraining.items() if name not in start_fields}
         continued |= {"corruption": CORRUPTIONS[CONTINUED_METHOD], "pretrained": START}
         methods.append(Method(CONTINUED_METHOD, continued, without_encoder, False, optional=is_microscopy))
@@ -120,7 +119,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
 
 
 def _shared_arguments(args: StudyArguments) -> dict[str, Any]:
-    """Arguments of fine-tuning that all methods share, but for where the data is."""
+    """Arguments of fine-tuning shared by all methods, except for the location of the data."""
     values = {name: getattr(args, name) for name in (*DATA_FIELDS, *OVERRIDES) if name != "data"}
     preset = "few-labels-microscopy" if args.augmentation == "microscopy" else "few-labels"
     return {"preset": preset, **{name: value for name, value in values.items() if value is not None}}
@@ -133,13 +132,13 @@ def _decoder_fields(name: str) -> dict[str, Any]:
 
 
 def read_steps(output: Path) -> Steps | None:
-    """The steps that [`fit_steps`] chose for the runs in a folder; `None` if it did not."""
+    """The steps that [`fit_steps`] chose for the runs in a folder, if it did."""
     path = output / STEPS
     return Steps(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def fit_steps(args: StudyArguments, study: Study) -> Steps:
-    """Chooses steps with which all runs of `study` take `args.minutes`, by timing a short run of each kind.
+    """Chooses steps so that all runs of `study` fit into `args.minutes`, by timing a short run of each kind.
 
     The steps are saved in `steps.json`. Fine-tuning and pretraining are shortened equally, and never longer than by
     default. Raises a ValueError if the time is too short for this number of runs.
@@ -156,8 +155,8 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     if (chosen_steps := read_steps(output)) is not None:
         print(
             f"{output / STEPS} of an earlier call sets {chosen_steps.finetuning} steps of fine-tuning and "
-            f"{chosen_steps.pretraining} of pretraining: `minutes` changes neither. For others, choose another "
-            "output_dir."
+            f"{chosen_steps.pretraining} of pretraining, which `minutes` does not change. Choose another output_dir "
+            "for other steps."
         )
         return chosen_steps
     if read_rows(output / "results.csv"):
@@ -176,20 +175,20 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     }
     finetuning = full_study.finetune_arguments(full_study.methods[0], fraction, 0, folder, None)
     full_steps = Steps(finetuning.max_steps, finetuning.pretraining_steps)
-    # A loss on unlabelled images takes longer than all else in a step.
+    # A loss on unlabelled images dominates the time of a step.
     slow_methods = [method for method in study.methods if method.has_unlabelled_loss]
     print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(pretraining_methods)}fine-tuning.", flush=True)
     start = time.monotonic()
     pretraining_seconds = 0.0
     training = open_train_and_val(finetuning)[0]
     try:
-        for method in pretraining_methods:  # each, as the one on features takes longer
+        for method in pretraining_methods:  # each, because predicting features takes longer
             pretraining = study.pretrain_arguments(method, folder)
             pretraining_seconds += PretrainTrainer(
                 dataclasses.replace(pretraining, **overrides), more_images={"labelled": training}
             ).run()["seconds"]
         finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
-        # Of one run: building, reading, evaluating.
+        # Overhead of one run: building, reading, evaluating.
         elapsed = time.monotonic() - start
         overhead = (elapsed - pretraining_seconds - finetuning_seconds) / (len(pretraining_methods) + 1)
         method_seconds = finetuning_seconds * (len(study.methods) - len(slow_methods))
@@ -222,12 +221,12 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
 
 
 def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Recommends which decoder to start from, or consistency on unlabelled images.
+    """Recommends a decoder to start from, or consistency on unlabelled images.
 
-    The one with the highest mean at the fewest labels, among those whose 95% interval of the paired difference from a
-    random decoder is above 0. If several are compared, one may be ahead by chance, so a second sentence says how many
-    there are. The advice repeats `settings`, the arguments of fine-tuning from a random decoder, except for data and
-    steps: with others, it would name a model that was not measured.
+    It is the method with the highest mean at the fewest labels, among those whose 95% interval of the paired
+    difference from a random decoder is above 0. If several are compared, one may be better by chance, so a second
+    sentence says how many there are. The advice repeats `settings`, the arguments of fine-tuning from a random
+    decoder, except for data and steps, because other settings were not measured.
     """
     model_fields = {name for name in settings if name.startswith("decoder_") or name == "encoder_name"}
     left_out = {*model_fields, *DATA_FIELDS, "max_steps", "image_mean", "image_std"}
@@ -235,7 +234,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
     model = _to_flags({name: value for name, value in settings.items() if name in model_fields})
     points: Curves = build_curves(rows)
     if RANDOM_DECODER not in points:
-        return f"There is no row of `{RANDOM_DECODER}` yet to compare with."
+        return f"There is no row of `{RANDOM_DECODER}` to compare with yet."
     fraction, baseline = next(iter(points[RANDOM_DECODER].items()))
     pretrained_points = {
         name: curve[fraction] for name, curve in points.items() if name != RANDOM_DECODER and fraction in curve
@@ -262,19 +261,20 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
                 f"with {baseline.labelled} labels (95% interval {low:+.1f} to {high:+.1f}).",
             )
     if best is not None:
-        luck = f" It is the best of {len(compared)}, so a part of its lead may be luck." if len(compared) > 1 else ""
+        luck = f" It is the best of {len(compared)}, so part of the gain may be chance." if len(compared) > 1 else ""
         return best[1] + luck
     seeds = len(baseline.scores)
     if seeds < MIN_SEEDS:
         return (
-            f"{seeds} seed{'s' * (seeds != 1)} cannot tell a gain from chance: use at least {MIN_SEEDS} (`--seeds 5`)."
+            f"{seeds} seed{'s' * (seeds != 1)} cannot distinguish a gain from chance: use at least {MIN_SEEDS} "
+            "(`--seeds 5`)."
         )
     if not compared:
         return f"No other method has {MIN_SEEDS} seeds with {baseline.labelled} labels yet: run more to compare."
     if missing:
         return (
             f"No gain over a random decoder yet with {baseline.labelled} labels ({', '.join(compared)}), but "
-            f"{', '.join(missing)} lack seeds: run more to compare."
+            f"{', '.join(missing)} have too few seeds: run more to compare."
         )
     hint = f" (`{shlex.join([*shared, *model])}`)" if shared or model else ""
     return (
@@ -290,7 +290,7 @@ def _to_flags(values: Mapping[str, Any]) -> list[str]:
 
 
 def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
-    """Draws predictions on validation images; `finals` has the folder of one model of each method."""
+    """Draws predictions on validation images; `finals` maps each method to the folder of one model."""
     models = {name: load_model(folder) for name, folder in finals.items()}
     first_model = next(iter(models.values()))
     processor = load_processor(next(iter(finals.values())), first_model.config)

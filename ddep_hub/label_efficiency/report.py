@@ -1,4 +1,4 @@
-"""The report of a study: means, paired differences, and how many labels a difference is worth."""
+"""The report of a study: means, paired differences, and label savings."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from .config import Study
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run: scores in %, the decoder's denoising error if it has one, and the digest of its settings."""
+    """A finished run: scores in %, the decoder's denoising error, if any, and a digest of its settings."""
 
     method: str
     fraction: str
@@ -79,7 +79,7 @@ def _parse_value(name: str, text: str) -> Any:
 
 
 def add_row(path: str | Path, row: Row) -> None:
-    """Adds a row to a table that several processes may write to; a kill leaves the old table or the new one."""
+    """Adds a row to a table that several processes may write to; atomic, even if the process is killed."""
     path = Path(path)
     with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
         rows = {existing.key: existing for existing in read_rows(path)} | {row.key: row}
@@ -110,7 +110,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of two methods in points of mIoU, and its mean's 95% t interval (`None` for one seed)."""
+    """Paired difference of two methods in points of mIoU, and the 95% t interval of its mean (`None` for one seed)."""
 
     by_seed: dict[int, float]
     interval: tuple[float, float] | None
@@ -123,7 +123,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class LabelsNeeded:
-    """Number of labelled images with which a method reaches a score; `at_most` if it does so with its fewest."""
+    """Number of labelled images with which a method reaches a score; `at_most` if that is its smallest number."""
 
     number: float
     at_most: bool
@@ -142,9 +142,9 @@ def build_curves(rows: Iterable[Row]) -> Curves:
 
 
 def paired_difference(treated: Point, baseline: Point) -> Difference | None:
-    """Difference over the seeds that both points have; `None` if they share none.
+    """Difference over the seeds of both points; `None` if they share none.
 
-    A seed fixes the labelled images, their order and the classifier of both.
+    A seed determines the labelled images, their order and the classifier's initialisation.
     """
     seeds = sorted(treated.scores.keys() & baseline.scores.keys())
     if not seeds:
@@ -169,7 +169,7 @@ def student_quantile(df: int) -> float:
 def best_baseline(points: Curves, baselines: Sequence[str], treated: Point, fraction: str) -> str | None:
     """The baseline with the best scores on the seeds it shares with `treated`; `None` if none shares a seed.
 
-    It is chosen by the scores that it is then compared on, which favours the baseline.
+    It is selected by the same scores as the comparison, which favours the baseline.
     """
     baseline_points = {name: points[name][fraction] for name in baselines if fraction in points.get(name, {})}
     differences = {name: paired_difference(treated, point) for name, point in baseline_points.items()}
@@ -180,8 +180,8 @@ def best_baseline(points: Curves, baselines: Sequence[str], treated: Point, frac
 def labels_needed(curve: dict[str, Point], treated: Point) -> LabelsNeeded | None:
     """Number of labelled images at which a curve first reaches a point's score; `None` if it never does.
 
-    Each fraction is compared on shared seeds, as in [`paired_difference`]. Between fractions, the difference is taken
-    as linear in the logarithm of the number of images.
+    Each fraction is compared on shared seeds, as in [`paired_difference`]. Between fractions, the difference is
+    interpolated linearly in the logarithm of the number of images.
     """
     previous: tuple[int, float] | None = None
     for point in curve.values():
@@ -214,7 +214,7 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
 
 
 def _means_table(study: Study, points: Curves) -> list[str]:
-    # All fractions that have a row, even if only some were asked for: the differences count all of them.
+    # All fractions with a row, even if only some were requested, because the differences use all of them.
     labelled = {fraction: point.labelled for curve in points.values() for fraction, point in curve.items()}
     fractions = sorted(labelled, key=parse_fraction)
 
@@ -252,7 +252,7 @@ def _differences_table(study: Study, points: Curves) -> list[str]:
 
 
 def _format_labels_needed(points: Curves, baselines: list[str], treated: Point) -> str:
-    """Labels that the best baseline needs for a method's score, and their ratio to those that the method used."""
+    """Number of labels that the best baseline needs for a method's score, and the ratio to the method's labels."""
     baseline_curves = {name: points[name] for name in baselines if name in points}
     needed = {
         name: estimate
@@ -267,7 +267,7 @@ def _format_labels_needed(points: Curves, baselines: list[str], treated: Point) 
         name: max((p.labelled for p in curve.values() if treated.scores.keys() & p.scores.keys()), default=0)
         for name, curve in baseline_curves.items()
     }
-    # A baseline that was only measured with fewer labels says nothing.
+    # A baseline measured only with fewer labels gives no bound.
     return ", ".join(
         f"{name}: more than {number}" for name, number in max_labels.items() if number >= treated.labelled
     )
@@ -292,11 +292,13 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
     figure = import_figure()(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     fractions = {fraction: point.labelled for curve in points.values() for fraction, point in curve.items()}
-    ticks = {number: fraction for fraction, number in fractions.items()}  # two fractions may be one number of images
+    ticks = {
+        number: fraction for fraction, number in fractions.items()
+    }  # two fractions may give the same number of images
     max_seeds = {f: max(len(curve[f].scores) for curve in points.values() if f in curve) for f in fractions}
     methods = [method for method in study.methods if points.get(method.name)]
     for index, method in enumerate(methods):
-        shift = 1.04 ** (index - (len(methods) - 1) / 2)  # side by side, or methods of equal scores hide each other
+        shift = 1.04 ** (index - (len(methods) - 1) / 2)  # side by side, so that equal scores do not hide each other
         by_fraction = points[method.name]
         x = [point.labelled * shift for point in by_fraction.values()]
         y = [point.mean for point in by_fraction.values()]
@@ -304,13 +306,13 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         line = "--" if method.baseline else "-"
         axes.errorbar(x, y, yerr=stds, label=_plain(method.name), marker="o", linestyle=line, capsize=3)
         for x_position, y_position, (fraction, point) in zip(x, y, by_fraction.items(), strict=True):
-            if len(point.scores) < max_seeds[fraction]:  # its mean is not over the same images as the others'
+            if len(point.scores) < max_seeds[fraction]:  # its mean is over fewer images than the others'
                 note = f" {len(point.scores)} of {max_seeds[fraction]} seeds"
                 axes.annotate(note, (x_position, y_position), fontsize="x-small")
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), [f"{number}\n({fraction})" for number, fraction in ticks.items()])
     axes.minorticks_off()
-    if len(ticks) == 1:  # or the shifted methods would seem to have different numbers of labels
+    if len(ticks) == 1:  # otherwise the shifted methods would seem to have different numbers of labels
         (number,) = ticks
         axes.set_xlim(number / 2, number * 2)
     axes.ticklabel_format(axis="y", useOffset=False)

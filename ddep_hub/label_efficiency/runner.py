@@ -44,7 +44,7 @@ POLL_INTERVAL = 5.0  # seconds between checks on other processes
 @track_time()
 @isolate_state()
 def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict[str, Any]]:
-    """Compares fine-tuning with and without pretrained decoders: runs what a study still lacks and writes its report.
+    """Compares fine-tuning with and without pretrained decoders: runs what is missing and writes the report.
 
     Args:
         arguments: The arguments of the study.
@@ -52,11 +52,11 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
     Returns:
         The runs, each with its `method`, `fraction` of the labels, `seed`, scores in % (`mean_iou`, ...) and
-        `seconds`. `report.md`, `results.csv` and the pictures are in `output_dir`.
+        `seconds`. `report.md`, `results.csv` and the figures are in `output_dir`.
 
     Raises:
         OSError, ValueError: See [`build_study`]; or there is nothing to report.
-        FloatingPointError: The loss of some runs was not finite; the report holds all others.
+        FloatingPointError: The loss of some runs was not finite; the report covers all others.
         SystemExit: The study was launched on several processes at once.
         RunInterrupted: A signal was received; a checkpoint was written.
     """
@@ -66,13 +66,12 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
             "A study is many small runs. Launch it as one process; to share the runs, start it several times with "
             "the same output_dir."
         )
-    import_figure()  # an error now, not after all runs
+    import_figure()  # fails now instead of after all runs
     output = Path(args.output_dir)
     steps = None
     if args.report_only and not (output / "results.csv").is_file():
         raise FileNotFoundError(
-            f"report_only: {output} holds no results.csv. Check output_dir, or run the study first, without "
-            "report_only."
+            f"report_only: {output} has no results.csv. Check output_dir, or run the study first, without report_only."
         )
     if args.report_only and args.data is None and args.study is None and (output / ARGUMENTS).is_file():
         saved = build_arguments(StudyArguments, read_yaml(output / ARGUMENTS, StudyArguments))
@@ -90,7 +89,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         check_study(study, output / "results.csv")
     else:
         failures = run_study(study, output, args)
-    # Include all that have rows of this study, even if only other methods were requested.
+    # Include all methods with rows of this study, even if only others were requested.
     rows = read_rows(output / "results.csv")
     requested, finished = {method.name for method in study.methods}, {row.method for row in rows}
     all_methods = open_study(args, steps).methods
@@ -107,13 +106,13 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         return bool(settings) and settings == {study.settings(method)}
 
     reported = [method for method in all_methods if method.name in requested or has_rows(method)]
-    title = f"Label efficiency on {Path(study.data or 'the embedded scenes').name}"
+    title = f"Label efficiency on {Path(study.data or 'rendered scenes').name}"
     files = [output / "report.md", output / "figure.png"]
     summary = None
     if study.own_data:
         shown = {method.name for method in reported}
         settings = next(method.finetuning for method in all_methods if method.baseline)
-        # Only the numbers of labels of this call; the report may have others.
+        # Only for this call's numbers of labels; the report may have others.
         requested_rows = [row for row in rows if row.fraction in study.seeds] or rows
         summary = recommend([row for row in requested_rows if row.method in shown], settings)
         summary = "\n\n".join([summary, *leaks])
@@ -130,24 +129,24 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
 
 def open_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study from a file or for the user's own data, with all its methods."""
+    """The study from a file, or on the user's own data, with all methods."""
     if args.uses_own_data:
         return own_data_study(args, steps)
     if args.study is None and not Path(SCENES).is_file():
         raise FileNotFoundError(
-            f"data: none is given, and {SCENES}, the study without data, is part of the repository alone. Pass "
-            "your labelled images as data, or a study file as study."
+            f"data: pass your labelled images as data, or a study file as study. The default study, {SCENES}, is "
+            "only in the repository."
         )
     return read_study(args.study or SCENES)
 
 
 def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study with the methods, label fractions, seeds and data that the arguments choose."""
+    """The study with the methods, label fractions, seeds and data selected by the arguments."""
     study = open_study(args, steps)
     names = [method.name for method in study.methods]
     for name in args.methods:
         if name not in names:
-            raise ValueError(f"methods: unknown {did_you_mean(name, names)} There are: {', '.join(names)}.")
+            raise ValueError(f"methods: unknown {did_you_mean(name, names)} Available: {', '.join(names)}.")
     fractions = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
     seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in fractions}
     chosen = args.methods or [method.name for method in study.methods if not method.optional]
@@ -175,10 +174,10 @@ def check_study(study: Study, table: Path) -> None:
 
 
 def check_data(study: Study, output: Path) -> None:
-    """Compares a study's images with those its folder was started with, by name and size.
+    """Compares a study's images with those with which its folder was started, by name and size.
 
-    Settings do not include the location of the images, so they may move. `data.json` holds fingerprints of the
-    labelled and the unlabelled images; it is written the first time. Raises a ValueError if the images differ.
+    Settings do not include the location of the images, so they may move. `data.json` has fingerprints of the labelled
+    and the unlabelled images; it is written the first time. Raises a ValueError if the images differ.
     """
     path, current = output / "data.json", _fingerprints(study)
     with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
@@ -186,7 +185,7 @@ def check_data(study: Study, output: Path) -> None:
         for name, contents in (("data", "results.csv has rows"), ("images", "pretrained/ has decoders")):
             if name in recorded and name in current and recorded[name] != current[name]:
                 raise ValueError(
-                    f"{output / contents} from other images than `{name}` now has: names or sizes of files differ. "
+                    f"{output / contents} from other images than `{name}`: names or sizes of files differ. "
                     "Choose another output_dir, or pass the images it was started with."
                 )
         if current.keys() - recorded.keys():
@@ -195,7 +194,7 @@ def check_data(study: Study, output: Path) -> None:
 
 def _fingerprints(study: Study) -> dict[str, str]:
     splits = open_train_and_val(study.data_arguments)
-    # Of all labels: a small choice may miss an image that a larger one has.
+    # On all labels, because a small selection may miss an image that a larger one has.
     check_held_out(study.data_arguments, *splits)
     parts = [(dataset.fingerprint, *dataset.classes.fingerprint) for dataset in splits]
     fingerprints = {"data": compute_fingerprint(*parts)}
@@ -222,12 +221,12 @@ def _leaks(study: Study) -> list[str]:
 def run_study(study: Study, output: Path, args: StudyArguments) -> str:
     """Runs everything without a row in `output/results.csv`, and adds a row for each finished run.
 
-    The arguments are kept in `output/arguments.yaml` for `report_only`, decoders in `output/pretrained/`. Of a
-    fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics, chosen images and pictures, but no weights.
+    The arguments are kept in `output/arguments.yaml` for `report_only`, decoders in `output/pretrained/`. For each
+    fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics, chosen images and figures, but no weights.
     Interrupted runs resume from their checkpoints. Several processes started on one folder share the runs.
 
     Returns the messages of runs whose loss was not finite, empty if there are none. Raises a RunInterrupted if a
-    signal came.
+    signal was received.
     """
     table = output / "results.csv"
     check_not_file(output)
@@ -235,7 +234,7 @@ def run_study(study: Study, output: Path, args: StudyArguments) -> str:
     check_study(study, table)
     check_data(study, output)
     write_yaml(args, output / ARGUMENTS)
-    # The first seed of every method and fraction, then the second, so that an early look sees all methods.
+    # The first seed of every method and fraction, then the second, so that early reports cover all methods.
     runs = {
         (method.name, fraction, seed): method
         for seed in range(max(study.seeds.values()))
@@ -250,8 +249,8 @@ def run_study(study: Study, output: Path, args: StudyArguments) -> str:
                 if _run_method(study, runs[key], *key[1:], output):
                     break
             except BlockingIOError:
-                continue  # another process has it
-            except PretrainingDiverged as error:  # would do so for each run that needs the decoder
+                continue  # another process is running it
+            except PretrainingDiverged as error:  # affects each run that needs the decoder
                 failed |= {other: str(error) for other in pending if runs[other].pretraining == runs[key].pretraining}
                 break
             except FloatingPointError as error:
@@ -268,10 +267,10 @@ class PretrainingDiverged(FloatingPointError):
 
 
 def _run_method(study: Study, method: Method, fraction: str, seed: int, output: Path) -> bool:
-    """Pretrains a run's decoder if there is none yet, fine-tunes and adds the row.
+    """Pretrains a run's decoder if it does not exist yet, fine-tunes and adds the row.
 
     Returns whether there was anything to do. Raises a BlockingIOError if another process is pretraining this decoder
-    or has this run, and a FloatingPointError, [`PretrainingDiverged`] in pretraining, if the loss was not finite.
+    or running this run, and a FloatingPointError, [`PretrainingDiverged`] in pretraining, if the loss was not finite.
     """
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
@@ -283,11 +282,11 @@ def _run_method(study: Study, method: Method, fraction: str, seed: int, output: 
         steps = pretraining.max_steps
     args = study.finetune_arguments(method, fraction, seed, output / "runs", decoder)
     folder = Path(args.output_dir)
-    with _try_claim(folder):
+    with _lock_run(folder):
         if any(row.key == (method.name, fraction, seed) for row in read_rows(output / "results.csv")):
             return False  # another process has just finished it
         print(f"\n=== {method.name}, {fraction} of the labels, seed {seed}", flush=True)
-        if is_finished(folder) and not checkpoint_folders(folder):  # its row was removed: train it again
+        if is_finished(folder) and not checkpoint_folders(folder):  # its row was removed, so train again
             remove_dir(folder / "final")
         if args.pretrained is not None and not stored_config(args.pretrained).get("decoder_only"):
             args.encoder_weights = None  # the model includes its encoder
@@ -312,15 +311,15 @@ def _run_method(study: Study, method: Method, fraction: str, seed: int, output: 
         keeps_model = study.own_data and folder == _run_folder(study, method, output)
         for name in ("best", "checkpoints") if keeps_model else ("final", "best", "checkpoints"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    gc.collect()  # models and optimizers hold cycles
+    gc.collect()  # models and optimizers have reference cycles
     return True
 
 
 @contextlib.contextmanager
-def _try_claim(folder: Path) -> Iterator[None]:
-    """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row.
+def _lock_run(folder: Path) -> Iterator[None]:
+    """Locks a run against other processes of the study; the run's own lock covers only the training, not the row.
 
-    Raises a BlockingIOError if another process has the run.
+    Raises a BlockingIOError if another process has locked the run.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(folder.with_name(f".{folder.name}.claim")):
@@ -328,17 +327,17 @@ def _try_claim(folder: Path) -> Iterator[None]:
 
 
 def _run_folder(study: Study, method: Method, output: Path) -> Path:
-    """The run of a method whose model is kept: the first seed with the most labels."""
+    """The folder of a method's run whose model is kept: the first seed with the most labels."""
     largest_fraction = max(study.seeds, key=parse_fraction)
     return Path(study.finetune_arguments(method, largest_fraction, 0, output / "runs", None).output_dir)
 
 
 def _pretrain_decoder(args: PretrainArguments, study: Study) -> tuple[str, float]:
-    """Folder of a pretrained decoder, which is trained if it does not exist, and its denoising error."""
+    """Returns the folder of a pretrained decoder, which is trained if it does not exist, and its denoising error."""
     folder = Path(args.output_dir)
-    results = folder / "final" / "results.json"  # written when the decoder is complete and measured
+    results = folder / "final" / "results.json"  # written once the decoder is complete and evaluated
     if not results.exists():
-        with _try_claim(folder):
+        with _lock_run(folder):
             if not results.exists():
                 print(f"\n=== pretraining {folder}", flush=True)
                 if study.own_data:

@@ -1,1 +1,1 @@
-"""Training: arguments, the loop that pretraining and fine-tuning share, and what each of them trains."""
+"""Training: arguments, and the training loop shared by pretraining and fine-tuning."""

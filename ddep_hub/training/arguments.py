@@ -26,7 +26,7 @@ class PretrainArguments(RunArguments):
         [],
         "Sources of unlabelled images: folders (searched recursively), hf://datasets/org/name[@revision][/split], "
         "folders of Parquet or save_to_disk data sets, patterns of WebDataset shards such as shards/*.tar. Default: "
-        "the built-in rendered scenes.",
+        "rendered scenes.",
         common=True,
         resumable=True,
         path=True,
@@ -36,33 +36,33 @@ class PretrainArguments(RunArguments):
     )
     image_column: str = data_arg("image", "Image column of Hub data sets.")
     streaming: bool = data_arg(False, "Stream Hub data sets; WebDataset shards are always streamed.")
-    shuffle_window: int = data_arg(1000, "Number of consecutive images of a stream that are shuffled together.")
+    shuffle_window: int = data_arg(1000, "Size of the shuffle buffer of a stream, in images.")
     crop_size: int = data_arg(64, "Side of the random crops in pixels.", common=True)
     crop_scale_min: float = data_arg(0.2, "Smallest fraction of the image's area that a crop covers.")
     scale: list[float] | None = data_arg(
-        None, "Range of the random scale, as in fine-tuning, instead of crop_scale_min."
+        None, "Range of the random scale, as in fine-tuning; replaces crop_scale_min."
     )
-    image_size: int | None = data_arg(None, "Shorter side of the images at scale 1. Default: that of each image.")
+    image_size: int | None = data_arg(None, "Shorter side of the images at scale 1. Default: unchanged.")
     num_val_images: int = eval_arg(32, "Number of held-out images to measure the denoising error on.")
     freeze_encoder: bool = model_arg(
-        True, "True is DDeP. False also trains the encoder; DeP does this from random weights."
+        True, "True is DDeP; False also trains the encoder (DeP, if it starts from random weights)."
     )
     corruption: Corruption = optim_arg(
         "scaled",
         "How images are corrupted. scaled (keeps the variance) and simple add noise. Not in the DDeP paper: masked "
-        "masks patches, which the decoder fills in; downsampled halves crops of twice crop_size, and the decoder "
-        "predicts the encoder's features of the full-size crops.",
+        "masks patches, which the decoder predicts; downsampled halves crops of twice crop_size, and the decoder "
+        "predicts the encoder's features of the full-resolution crops.",
         common=True,
     )
-    mask_ratio: float = optim_arg(0.5, "Share of the patches that are masked with corruption=masked.")
+    mask_ratio: float = optim_arg(0.5, "Fraction of the patches that are masked with corruption=masked.")
     mask_patch_size: int = optim_arg(MASK_PATCH_SIZE, "Side of the masked patches in pixels.")
     prediction_type: Literal["epsilon", "sample"] = model_arg(
-        "epsilon", "Predict the noise (epsilon) or the clean image (sample); only for corruption by noise."
+        "epsilon", "Predict the noise (epsilon) or the clean image (sample); only if the corruption is noise."
     )
     sigma: list[float] = optim_arg([0.22], "Noise level in units of normalised pixels; two numbers define a range.")
     image_skip: bool | None = model_arg(
         None,
-        "Feed the noisy image to the denoising head too; only for corruption by noise. Default: only for "
+        "Feed the noisy image to the denoising head too; only if the corruption is noise. Default: only for "
         "EfficientNet-Lite0, which loses the noise.",
     )
     decoder_only: bool = save_arg(False, "Save only the decoder in final/.")
@@ -83,7 +83,7 @@ class PretrainArguments(RunArguments):
         if self.corruption == "masked" and self.mask_patch_size > self.crop_size // 2:
             raise ValueError(
                 f"mask_patch_size is {self.mask_patch_size}, but must be at most half of crop_size, {self.crop_size}, "
-                "so that a part of each crop stays visible."
+                "so that part of each crop stays visible."
             )
         if self.corruption == "downsampled" and not self.freeze_encoder:
             raise ValueError(
@@ -166,16 +166,15 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     pretraining_corruption: Corruption = optim_arg(
         "scaled",
-        "How pretraining on unlabelled images corrupts them, as `ddep-hub pretrain --corruption`. masked has patches "
-        "of 16 pixels, or of half the crop if that is less.",
+        "How pretraining on unlabelled images corrupts them, as in `ddep-hub pretrain --corruption`. masked uses "
+        "patches of 16 pixels, or of half the crop if that is less.",
     )
     denoising_weight: float = optim_arg(
         0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."
     )
     consistency_weight: float = optim_arg(
         0.0,
-        "Weight of the consistency loss on unlabelled images; the teacher is the moving average of the model "
-        "(model_ema_decay).",
+        "Weight of the consistency loss on unlabelled images; the teacher is the EMA of the model (model_ema_decay).",
     )
     class_weights: list[str] = optim_arg(
         [], "Class weights of the cross-entropy: one number per class, or `median_frequency` of the labelled images."
@@ -203,7 +202,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         if len(chosen) > 1:
             raise ValueError(f"Set only one of label_fraction, num_labelled_images and split_file, not {chosen}.")
         if self.val_fraction is not None and parse_fraction(self.val_fraction, "val_fraction") == 1:
-            raise ValueError("val_fraction is 1, which leaves nothing to train on. Hold out less, such as 0.2.")
+            raise ValueError("val_fraction is 1, which leaves no images to train on. Set less, such as 0.2.")
         if self.group_pattern is not None and self.val_fraction is None:
             raise ValueError("group_pattern needs val_fraction. Set both, or neither.")
         if len(self.scale) != 2:
@@ -251,7 +250,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
             )
         if self.consistency_weight and not self.model_ema_decay:
             raise ValueError("consistency_weight needs a teacher. Set model_ema_decay, such as 0.99.")
-        # Recomputing activations would add the unlabelled images to BatchNorm's statistics.
+        # Recomputed activations would update BatchNorm's statistics with the unlabelled images.
         for name in ("freeze_encoder_steps", "activation_checkpointing"):
             if weights and getattr(self, name):
                 raise ValueError(f"{weights[0]} and {name} cannot be combined. Set only one of them.")

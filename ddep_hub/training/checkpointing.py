@@ -1,8 +1,8 @@
 """Checkpoints of a run: written atomically, verified when read, with the newest few kept.
 
-`checkpoints/step-N/` holds the model after N steps, which is used as that in `final/` (`model.safetensors`, averaged
-if the run averages weights, `config.json` and the image processor's file), the weights before averaging, the
-optimizer's state, and `checkpoint.json`, which says which run it belongs to and lists its files with their hashes.
+`checkpoints/step-N/` has the model after N steps, which loads like `final/` (`model.safetensors`, the EMA weights if
+the run has them, `config.json` and the image processor's file), the raw weights of a run with EMA, the optimizer
+state, and `checkpoint.json`, which identifies the run and lists the files with their hashes.
 """
 
 import copy
@@ -39,20 +39,20 @@ RECORDED = ("step", "fingerprint", "environment", "progress")  # fields of a [`C
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, read, or does not belong to the run; the message says what to do."""
+    """A checkpoint cannot be written or read, or does not belong to the run; the message says what to do."""
 
 
 @dataclass
 class Checkpoint:
-    """What a run needs to resume.
+    """The state from which a run resumes.
 
     Args:
         step: Optimizer steps done.
         fingerprint: Arguments and data that must be the same on resuming.
-        environment: Processes, threads, precision, torch: what may change, with a warning.
-        progress: Counters of the loop, JSON.
+        environment: Processes, threads, precision and torch version, which may change, with a warning.
+        progress: Counters of the training loop, as JSON values.
         model: All parameters and buffers of the model.
-        average: The same of the moving average, or `None`.
+        average: Those of the EMA model, or `None`.
         optimizer: State of the optimizer and the gradient scaler.
         record: SHA-256 of the `checkpoint.json` that it was read from.
     """
@@ -68,12 +68,12 @@ class Checkpoint:
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """The folder of a step's checkpoint."""
     return output / "checkpoints" / f"step-{step}"
 
 
 def checkpoint_folders(output: Path) -> list[Path]:
-    """Checkpoints of a run, the one of the last step at the end."""
+    """Checkpoints of a run, in the order of their steps."""
     paths = (output / "checkpoints").glob("step-*")
     return sorted((path for path in paths if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
 
@@ -90,7 +90,7 @@ def write_checkpoint(
     """Writes a checkpoint and removes old ones; the newest `limit` are kept.
 
     `config` is the model's, with its class in `architectures`. If the checkpoint cannot be written, raises a
-    CheckpointError that says why and ends with `how_to_resume`; the older checkpoints are then still there.
+    CheckpointError that says why and ends with `how_to_resume`; the older checkpoints are kept.
     """
     path = checkpoint_folder(output, checkpoint.step)
     try:
@@ -109,7 +109,7 @@ def write_checkpoint(
             }
             (folder / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
-        # Free again, now that what was written of it is gone.
+        # After the partial checkpoint has been removed.
         free_mb, needed_mb = shutil.disk_usage(output).free / 1e6, _checkpoint_bytes(checkpoint) / 1e6
         raise CheckpointError(
             f"{path} could not be written: {error} (it needs about {needed_mb:.0f} MB, {free_mb:.0f} MB are free "
@@ -122,7 +122,7 @@ def write_checkpoint(
 
 
 def rename_later_checkpoints(path: Path) -> list[Path]:
-    """Renames the checkpoints of later steps than that of `path`, so that `latest` is never one of them.
+    """Renames the checkpoints later than `path`, so that `latest` is never one of them.
 
     Returns their new paths, `set-aside-step-N`.
     """
@@ -147,7 +147,7 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
     if name == "latest":
         return folders[-1] if folders else None
     path = Path(name)
-    # The run's own path: the name may be a link, or relative to a folder of the run.
+    # Resolved, because the name may be a link, or relative to a folder of the run.
     found = {folder.resolve(): folder for folder in folders}.get(path.resolve())
     if found is None:
         folder_names = ", ".join(folder.name for folder in folders) or "none"
@@ -172,7 +172,7 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
             raise CheckpointError(f"{path} was written by a newer ddep_hub. Update it: `pip install -U ddep-hub`.")
         for name, digest in record["files"].items():
             if _digest(path / name) != digest:
-                raise ValueError(f"{name} is cut off or was changed")
+                raise ValueError(f"{name} is truncated or was changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error}. {_remaining_checkpoints(output, excluded=path)} Remove the damaged folder, "
@@ -205,7 +205,7 @@ def _to_contiguous(tensors: Tensors) -> Tensors:
 
 
 def _checkpoint_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the tensors that a checkpoint is made of."""
+    """Size of a checkpoint's tensors in bytes."""
     states = [state for states in checkpoint.optimizer["state"].values() for state in states.values()]
     tensors = [*checkpoint.model.values(), *(checkpoint.average or {}).values(), *states]
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
@@ -218,14 +218,14 @@ def _digest(path: Path) -> dict[str, Any]:
 
 def _remaining_checkpoints(output: Path, excluded: Path | None = None) -> str:
     others = [folder for folder in checkpoint_folders(output) if folder != excluded]
-    return f"{others[-1]} is still there." if others else "There is no other checkpoint."
+    return f"{others[-1]} still exists." if others else "There is no other checkpoint."
 
 
 class Checkpointer:
     """Writes and reads the checkpoints of one run, in all of its processes.
 
-    `fingerprint` is the hash of the training data; `elastic` says whether the run can resume on another number of
-    processes.
+    `fingerprint` is the hash of the training data; `any_world_size` says whether the run can resume on a different
+    number of processes.
     """
 
     def __init__(
@@ -237,14 +237,14 @@ class Checkpointer:
         processor: DDePImageProcessor,
         *,
         fingerprint: str,
-        elastic: bool,
+        any_world_size: bool,
     ) -> None:
-        self.accelerator, self.weights, self.args, self.elastic = accelerator, weights, args, elastic
+        self.accelerator, self.weights, self.args, self.any_world_size = accelerator, weights, args, any_world_size
         self.processor = processor
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         resumable = list_field_names(type(args), "resumable")
         fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in resumable}
-        # As JSON has it, such as lists for tuples.
+        # As read from JSON, for example with lists instead of tuples.
         self.fingerprint = json.loads(json.dumps({"script": type(args).__name__, **fields, "data": fingerprint}))
         self.environment = {
             "processes": accelerator.num_processes,
@@ -264,7 +264,7 @@ class Checkpointer:
         if self.args.resume_from_checkpoint is None:
             return {}
         output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
-        # The main process looks, and all others use what it found: another node may see another folder.
+        # The main process searches for all, because another node may see a different folder.
         main_path = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
         (path,) = broadcast_object_list([main_path])
         if path is None:
@@ -272,7 +272,7 @@ class Checkpointer:
             return {}
         checkpoint = self._read(path)
         processes = checkpoint.environment["processes"]
-        if not self.elastic and processes != self.accelerator.num_processes:
+        if not self.any_world_size and processes != self.accelerator.num_processes:
             raise CheckpointError(
                 f"{path}: a stream can only be resumed with the same number of processes: launch {processes}, not "
                 f"{self.accelerator.num_processes}."
@@ -287,7 +287,7 @@ class Checkpointer:
         if differences and self.accelerator.is_main_process:
             warnings.warn(
                 f"{path} was written with different {', '.join(differences)}. The examples of each step are the same; "
-                "the last digits of the weights may differ, and more where a BatchNorm is trained.",
+                "the weights may differ by rounding, and by more if a BatchNorm is trained.",
                 stacklevel=2,
             )
         optimizer = dict(checkpoint.optimizer)
@@ -296,7 +296,7 @@ class Checkpointer:
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         streams = checkpoint.progress.pop("streams")
-        states = {} if self.elastic else streams[self.accelerator.process_index]
+        states = {} if self.any_world_size else streams[self.accelerator.process_index]
         return {**checkpoint.progress, "states": states}
 
     def _read(self, path: Path) -> Checkpoint:
@@ -314,9 +314,7 @@ class Checkpointer:
         assert checkpoint is not None
         records = gather_object([checkpoint.record])
         if len(set(records)) > 1:
-            raise CheckpointError(
-                f"{path} is not the same for all processes. Put output_dir on storage that all nodes share."
-            )
+            raise CheckpointError(f"{path} differs between processes. Put output_dir on storage that all nodes share.")
         return checkpoint
 
     def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
@@ -339,7 +337,7 @@ class Checkpointer:
             optimizer=optimizer,
         )
         output, trained = Path(self.args.output_dir), self.weights.model
-        # The run's own names the class of the model that it started from. FSDP renames that of the trained one.
+        # The run's config names the class of the model that it started from. FSDP renames that of the trained one.
         config = copy.deepcopy(trained.config)
         config.architectures = [type(trained).__name__.removeprefix("FSDP")]
         options: dict[str, Any] = {"limit": self.args.save_total_limit, "how_to_resume": self.args.how_to_resume}

@@ -45,7 +45,7 @@ from .trainer import Batch, Trainer
 logger = logging.getLogger(__name__)
 
 
-MAX_PRINTED_CLASSES = 12  # whose IoU is printed at the end
+MAX_PRINTED_CLASSES = 12  # number of classes whose IoU is printed at the end
 
 
 @track_time()
@@ -64,14 +64,14 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         images, the `seconds` of training, and `final`, the model's folder.
 
     Raises:
-        RunInterrupted: A signal came or `max_time` was up; a checkpoint was written, unless the run was still
+        RunInterrupted: A signal was received or `max_time` was up; a checkpoint was written, unless the run was still
             measuring `pretraining_minutes`.
         CheckpointError: A checkpoint cannot be written or read, or belongs to another run.
         BlockingIOError: Another process runs in the same folder.
         FileExistsError: The run folder holds another run, or files that are not a run's.
         FileNotFoundError: Part of the data set is missing.
         FloatingPointError: A loss or gradient is not finite; names the step and its files.
-        OSError: The Hub refused before the run, or publishing failed after it; the folder is complete then.
+        OSError: The Hub denied access before the run, or publishing failed after it; the folder is then complete.
         RuntimeError: Another thread of this process is training, or `torch.autocast` is on.
         TypeError: An argument does not exist; names the closest one.
         ValueError: An argument is out of range, or does not fit the data or the model; names it.
@@ -94,17 +94,17 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     return results
 
 
-# Labelled images whose values are compared with mean and std.
+# Number of labelled images whose values are compared with mean and std.
 NUM_CHECKED_UNITS = 8
-# Those whose sizes are compared with the size that the image processor gives them.
+# Number of labelled images whose sizes are compared with those after resizing.
 NUM_CHECKED_SIZES = 32
 
 
 class FinetuneTrainer(Trainer):
-    """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
+    """Trains with cross-entropy and Dice loss on labelled images; measures mIoU on a validation split.
 
-    After a first stage, `images` are those that it has read, and `decoder` is the folder of its decoder, to start from
-    in place of `args.pretrained`.
+    After a pretraining stage, `images` are the images that it has read, and `decoder` is the folder of its decoder, to
+    start from instead of `args.pretrained`.
     """
 
     kind = "finetuning"
@@ -119,7 +119,7 @@ class FinetuneTrainer(Trainer):
         with self.accelerator.main_process_first():
             self.images = images or FinetuneData(args)
             labelled, classes = self.images.labelled, self.images.labelled.classes
-            set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
+            set_seed(args.seed)  # the decoder's initialisation depends only on the seed
             self.model, source = finetuning_model(args, classes, decoder)
         config = self.model.config
         pixels = iter_pixels(labelled, config.num_channels, skip_bad_files=args.skip_bad_files)
@@ -132,7 +132,7 @@ class FinetuneTrainer(Trainer):
         self.fingerprint = compute_fingerprint(labelled.fingerprint, *classes.fingerprint)
         self.validation_fingerprint = self.images.validation_fingerprint
         self.data = f"{len(usable)} images"
-        self.facts = {
+        self.run_info = {
             "encoder_source": source,
             "evaluated": len(self.images.validation),
             "labelled_ids": compute_fingerprint(sorted(usable.sample_ids)),
@@ -140,9 +140,9 @@ class FinetuneTrainer(Trainer):
             "untrained_classes": self.images.statistics.absent_classes,
         }
         if decoder is not None:
-            self.facts |= read_stage_record(decoder)
+            self.run_info |= read_stage_record(decoder)
             self.earlier_stages = (STAGE,)
-            # A run without the first stage is a different run; the first stage checks its own inputs.
+            # A run without the pretraining stage is a different run; the stage checks its own inputs.
             self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
         checked = evenly_spaced(len(usable), NUM_CHECKED_SIZES)
         shapes = [usable.mask(index).shape for index in checked]
@@ -179,10 +179,10 @@ class FinetuneTrainer(Trainer):
         self.unlabelled: AugmentedDataset | None = None
         if args.denoising_weight or args.consistency_weight:
             self._add_unlabelled(transform)
-        self.set_mode(self.model, args.freeze_encoder_steps)  # last: the denoiser freezes the encoder, which it shares
+        self.set_mode(self.model, args.freeze_encoder_steps)  # last, because the denoiser freezes the shared encoder
 
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
-        """Puts an unlabelled image beside each labelled one; the labelled images are among them."""
+        """Pairs each labelled image with an unlabelled one; labelled images also count as unlabelled."""
         args, sources, config = self.args, unlabelled_sources(self.args.unlabelled), self.model.config
         if args.denoising_weight and config.corruption == "downsampled":
             raise ValueError(
@@ -255,7 +255,7 @@ class FinetuneTrainer(Trainer):
         args = self.args
         frozen = args.freeze_encoder or step < args.freeze_encoder_steps
         mode = (model, frozen)
-        if self._mode != mode or not model.training:  # to set it takes milliseconds, in each step
+        if self._mode != mode or not model.training:  # setting it takes milliseconds per step
             set_encoder_mode(model, frozen=frozen, frozen_norms=args.freeze_encoder_norms)
             self._mode = mode
 

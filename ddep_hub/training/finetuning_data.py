@@ -33,7 +33,7 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
     Raises a ValueError if the data has an `eval_split` despite `val_fraction`, or the images cannot be split.
     """
     num_channels = get_num_channels(args)
-    # With val_fraction, all images of the split take part in the choice of the validation images.
+    # With val_fraction, the validation images are drawn from all images of the split.
     split_file = args.split_file if args.val_fraction is None else None
     training = open_split(args, args.train_split, split_file, num_channels=num_channels)
     if args.val_fraction is None:
@@ -63,7 +63,7 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
         if held_out := set(listed) & set(validation.sample_ids):
             raise ValueError(
                 f"split_file: val_fraction holds out {len(held_out)} of its {len(listed)} images, such as "
-                f"{min(held_out)}. Take them off the list, or make a split for validation."
+                f"{min(held_out)}. Remove them from the list, or create a validation split."
             )
         training = training.select(listed)
     elif args.label_fraction is not None or args.num_labelled_images is not None:
@@ -92,7 +92,7 @@ def describe_leaks(
 ) -> list[str]:
     """Describes leaks of validation images: copies among the training images, or among the unlabelled ones.
 
-    Returns one warning for each kind of leak. Only folders are compared, not data sets of the Hub.
+    Returns one warning for each kind of leak. Only folders are compared, not data sets on the Hub.
     """
     if not isinstance(validation, SegmentationFolder):
         return []
@@ -100,14 +100,14 @@ def describe_leaks(
     if isinstance(training, SegmentationFolder) and (copies := find_copies(validation.images, training.images)):
         notes.append(
             f"eval_split: {len(copies)} images of `{args.eval_split}` have copies in `{args.train_split}`, such as "
-            f"{min(copies)}, so the score says little about new images. Remove them from one of the two splits."
+            f"{min(copies)}, so the score may be too high. Remove them from one of the two splits."
         )
     sources = unlabelled_sources(args.unlabelled)
     images = [source.root / name for source in sources if isinstance(source, ImageFolder) for name in source.names]
     if copies := find_copies(images, validation.images):
         notes.append(
-            f"unlabelled: {len(copies)} of its images are validation images, such as {min(copies)}. A decoder "
-            "that has seen them, even without labels, may score too high. Leave them out."
+            f"unlabelled: {len(copies)} of its images are validation images, such as {min(copies)}. Training on "
+            "them, even without labels, may make the score too high. Leave them out."
         )
     return notes
 
@@ -124,13 +124,13 @@ def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
 
 
 class FinetuneData:
-    """The labelled images of a fine-tuning run, which both of its stages use.
+    """The labelled images of a fine-tuning run, used by both of its stages.
 
     Attributes:
-        labelled: The images to train on. Training skips broken ones where they are drawn, so that a run which one of
-            them stopped can be resumed with `skip_bad_files`.
-        validation: The validation images; once read, without broken ones, so that training does not end on one.
-        usable: Of those to train on, the ones that are not broken, as broken files are no labels.
+        labelled: The training images. Broken ones are skipped when they are drawn, so that a run stopped by one of
+            them can be resumed with `skip_bad_files`.
+        validation: The validation images; after `read`, without broken ones, so that evaluation does not fail.
+        usable: The training images that are not broken.
         statistics: How often each class occurs in the usable ones.
         class_weights: Weights of the classes in the loss, float32 `(num_labels,)`, or `None`.
         validation_fingerprint: Hash of the validation images and their masks.
@@ -148,11 +148,11 @@ class FinetuneData:
         self.bad_files: list[str] = []
 
     def read(self, accelerator: Accelerator) -> None:
-        """Reads all masks and validation images, and sets the attributes that follow from them; in every process.
+        """Reads all masks and validation images and sets the attributes derived from them; called in every process.
 
-        Prints how often each class occurs, and warns of what is suspicious. Raises a BadFileError or OSError for a
+        Prints how often each class occurs, and warns about suspicious masks. Raises a BadFileError or OSError for a
         broken file, unless they are skipped, and a ValueError if a split or class has no labels, or `class_weights`
-        does not fit the classes.
+        does not match the classes.
         """
         args, classes, is_main = self.args, self.labelled.classes, accelerator.is_main_process
         if is_main:
@@ -178,7 +178,7 @@ class FinetuneData:
     def _read_split(
         self, accelerator: Accelerator, dataset: SegmentationDataset, argument: str, *, images: bool
     ) -> tuple[SegmentationDataset, ClassStatistics]:
-        """Reads the masks, with `images` the images too, divided among all processes.
+        """Reads the masks and, with `images`, the images, divided among all processes.
 
         Returns the dataset without broken samples, and its statistics.
         """
@@ -193,7 +193,7 @@ class FinetuneData:
                     failures.append(error)
                     break
                 bad_files[dataset.sample_ids[index]] = bad_file_path(error)
-        messages = gather_object([str(error) for error in failures])  # in all processes: none waits for another
+        messages = gather_object([str(error) for error in failures])  # so that all processes fail together
         if messages:
             raise failures[0] if failures else BadFileError(messages[0])
         statistics.counts = sum_over_processes(accelerator, statistics.counts)
@@ -214,7 +214,7 @@ class FinetuneData:
             return None
         if weights == ["median_frequency"]:
             class_weights = median_frequency_weights(self.statistics)
-            # A single class has one weight, against the background's.
+            # A single class has one weight, relative to the background's.
             return (
                 class_weights[1:] / class_weights[0]
                 if classes.single and class_weights.all()

@@ -1,4 +1,4 @@
-"""The orderly interruption of a run: by signals, and by its time limit."""
+"""Graceful interruption of a run, by signals or its time limit."""
 
 import contextlib
 import math
@@ -12,13 +12,13 @@ from types import FrameType
 from typing import Any
 
 
-# Start of the outermost call or command of this thread; nested runs count from it too.
+# Start of the outermost call or command in this thread, from which nested runs count too.
 _START_TIME: ContextVar[float | None] = ContextVar("_START_TIME", default=None)
 
 
 @contextlib.contextmanager
 def track_time(start: float | None = None) -> Iterator[None]:
-    """Context from whose start `max_time` counts; nested in another such context, it counts from the outer one's.
+    """Starts the clock for `max_time`; nested in another such context, the outer one's start counts.
 
     `start` sets an earlier start, in seconds of `time.monotonic`.
     """
@@ -46,7 +46,7 @@ def parse_time(text: str | None) -> float | None:
     return seconds
 
 
-# sysexits.h: temporary failure, try again. Unlike 128 + signal, it also says that a checkpoint was written.
+# EX_TEMPFAIL in sysexits.h: try again later. Unlike 128 + signal, it means that a checkpoint was written.
 EXIT_CODE = 75
 
 
@@ -57,11 +57,11 @@ class RunInterrupted(RuntimeError):
 
 
 class Interruption:
-    """Notes SIGTERM, SIGINT and the end of a time limit; the loop asks for them between its steps.
+    """Records SIGTERM, SIGINT or the end of the time limit; the training loop checks it between steps.
 
-    As a context manager it handles the two signals in the main thread, and restores their handlers at its end.
-    `max_seconds` is the time limit, `None` for none; it counts from the start of [`track_time`], outside of it from
-    now on.
+    As a context manager, it handles the two signals in the main thread, and restores the handlers on exit.
+    `max_seconds` is the time limit, `None` for none; it counts from the start of [`track_time`] or, outside of it,
+    from now on.
     """
 
     def __init__(self, max_seconds: float | None) -> None:

@@ -19,10 +19,10 @@ from .run_arguments import RunArguments
 
 
 class MetricsLog:
-    """Appends one JSON object per step to `metrics.jsonl`, each step once, also in a resumed run.
+    """Appends one JSON object per step to `metrics.jsonl`, each step once, even in a resumed run.
 
-    `path` is `None` in processes that do not write. Of an earlier part of the run, the rows up to `last_step` are
-    kept; later ones are dropped, as their steps are repeated.
+    `path` is `None` in processes that do not write. In a resumed run, the rows up to `last_step` are kept; later ones
+    are dropped, because their steps are repeated.
     """
 
     def __init__(self, path: Path | None, *, last_step: int = 0) -> None:
@@ -39,7 +39,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Reads the rows of a `metrics.jsonl`; leaves out a last line that a kill cut off."""
+    """Reads the rows of a `metrics.jsonl`, without a last line truncated by a kill."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
@@ -50,29 +50,29 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 class MetricsLogger:
     """Writes a run's metrics and its list of broken files.
 
-    `accelerator` must have been made with the run's trackers. For a resumed run, `step` is the number of steps done
-    and `skipped` holds the broken files skipped before.
+    `accelerator` must have been created with the run's trackers. For a resumed run, `step` is the number of completed
+    steps and `skipped` lists the broken files skipped so far.
     """
 
     def __init__(self, accelerator: Accelerator, args: RunArguments, step: int, skipped: Iterable[str]) -> None:
         self.accelerator, self.args = accelerator, args
         output = Path(args.output_dir)
-        # The last step's row is written at the very end, with its evaluation: a resumed run writes it again.
+        # The last step's row is written at the end, with its evaluation, so a resumed run writes it again.
         last_step = min(step, args.max_steps - 1)
         self.log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None, last_step=last_step)
         self.bad_files = output / "bad_files.txt"
         self.skipped = set(skipped)
         self.num_listed = 0
         if args.report_to:
-            # Also of a new run: the events of one that it replaces are still there.
+            # In a new run too, because it may replace an earlier one with its events.
             init_kwargs = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in args.report_to else {}
-            # Trackers take plain values: lists and `None` as text.
+            # Trackers need plain values: lists and `None` become strings.
             fields = dataclasses.asdict(args).items()
             config = {name: value if isinstance(value, int | float | str) else str(value) for name, value in fields}
             accelerator.init_trackers("ddep_hub", config=config, init_kwargs=init_kwargs)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes the metrics of a step. Trackers get nested ones by their path, such as `iou/sky`."""
+        """Writes the metrics of a step. For trackers, nested ones are flattened, for example to `iou/sky`."""
         self.log.write(row)
         if self.args.report_to:
             metrics = flatten_dict(row, delimiter="/").items()
@@ -80,7 +80,7 @@ class MetricsLogger:
             self.accelerator.log(metrics, step=row["step"])
 
     def bad_file_count(self) -> dict[str, int]:
-        """Counts the broken files of all processes, as a part of a row, and lists them in `bad_files.txt`."""
+        """Counts the broken files of all processes, for a row of metrics, and lists them in `bad_files.txt`."""
         if not self.args.skip_bad_files:
             return {}
         self.skipped = set(gather_object(sorted(self.skipped)))
@@ -91,7 +91,7 @@ class MetricsLogger:
         return {"bad_files": len(self.skipped)}
 
     def close(self) -> None:
-        """Makes the trackers write what they hold."""
+        """Finishes the trackers, which writes their buffers."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -109,10 +109,10 @@ def plot_loss(metrics: Path, picture: Path) -> bool:
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(6, 3.5))
-    axes = figure.add_axes((0.16, 0.15, 0.81, 0.81))  # a layout that measures its texts takes twice as long
+    axes = figure.add_axes((0.16, 0.15, 0.81, 0.81))  # automatic layout takes twice as long
     axes.plot([row["step"] for row in rows], [row["loss"] for row in rows])
     axes.set(xlabel="step", ylabel="loss", yscale="log")
-    # A loss falls by less than a decade or two: more ticks than the powers of ten, written as plain numbers.
+    # A loss spans only a decade or two: more ticks than the powers of ten, formatted as plain numbers.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())

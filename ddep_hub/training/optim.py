@@ -32,10 +32,10 @@ ENCODER, HEAD = "ddep.encoder.", "classifier."
 def learning_rate_factors(
     model: nn.Module, encoder: float, layer_decay: float = 1.0, head: float = 1.0
 ) -> dict[str, float]:
-    """Factors on the learning rate of a model's parameters, by parameter name.
+    """Multipliers of the learning rate of a model's parameters, by parameter name.
 
-    `encoder` is the factor of the encoder's last layer and `head` that of the classifier. `layer_decay` is a further
-    factor for each encoder layer before the last, where layers are those of timm's `group_matcher`.
+    `encoder` is the multiplier of the encoder's last layer and `head` that of the classifier. `layer_decay` is an
+    additional multiplier for each earlier encoder layer, as grouped by timm's `group_matcher`.
     """
     factors = {name: head if name.startswith(HEAD) else 1.0 for name, _ in model.named_parameters()}
     timm_model = model.get_submodule(ENCODER[:-1])
@@ -51,7 +51,7 @@ def _encoder_factors(encoder: nn.Module, factor: float, layer_decay: float) -> d
     layers: Mapping[str, int]
     if hasattr(encoder, "group_matcher"):
         layers = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
-    else:  # a few timm families define no groups: a layer is then a block, such as `stages.1.blocks.0`
+    else:  # a few timm families define no groups; a layer is then a block, such as `stages.1.blocks.0`
         blocks = list(dict.fromkeys(map(_block_name, names)))
         layers = {name: blocks.index(_block_name(name)) for name in names}
     last_layer = max(layers[name] for name in names)
@@ -64,7 +64,7 @@ def _block_name(name: str) -> str:
 
 
 def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float]) -> str:
-    """A table of the learning rates of a model's trained weights, one line each, from input to output.
+    """A table of the learning rates of a model's trainable weights, from input to output.
 
     `factors` come from [`learning_rate_factors`].
     """
@@ -87,10 +87,10 @@ def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float
 def parameter_groups(
     model: nn.Module, args: RunArguments, factors: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by learning rate and weight decay.
+    """Groups the trainable parameters by learning rate and weight decay.
 
-    Norms, biases and what timm's `no_weight_decay()` of the encoder names, such as position embeddings, are not
-    decayed. `factors` come from [`learning_rate_factors`]; `None` means 1 for all.
+    Weight decay excludes norms, biases and the encoder's `no_weight_decay()`, such as position embeddings. `factors`
+    come from [`learning_rate_factors`]; `None` means 1 for all.
     """
     patterns = [
         f"{prefix}.{name}" if prefix else name
@@ -115,7 +115,7 @@ def parameter_groups(
 
 
 def learning_rate_factor(step: int, args: RunArguments) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then the chosen course to 0."""
+    """Multiplier of the peak learning rate at a step, counted from 0: linear warm-up, then the chosen schedule."""
     if step < args.warmup_steps:
         return (step + 1) / (args.warmup_steps + 1)
     progress = min(1.0, (step - args.warmup_steps) / max(1, args.max_steps - args.warmup_steps))
@@ -139,7 +139,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArgu
 def build_optimizer(
     model: nn.Module, args: RunArguments, factors: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """Adam or AdamW over the trainable parameters, fused where the device has it."""
+    """Adam or AdamW over the trainable parameters, fused where the device supports it."""
     groups = parameter_groups(model, args, factors)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     optimizer_class = torch.optim.AdamW if args.optim == "adamw" else torch.optim.Adam
@@ -147,14 +147,14 @@ def build_optimizer(
 
 
 class Weights:
-    """The model that is trained, wrapped for its processes, and the plain one that is measured and saved.
+    """Holds the model to train and its EMA, and returns the unwrapped model to evaluate and save.
 
-    The model is moved to the device, and its BatchNorm synchronised with `sync_bn`. Raises a ValueError for arguments
-    that do not work with FSDP.
+    The model is moved to the device and, with `sync_bn`, its BatchNorms are converted to SyncBatchNorm. Raises a
+    ValueError for arguments that do not work with FSDP.
 
     Attributes:
         model: the model, trained in place.
-        average: the moving average of its weights, or `None`.
+        average: its EMA, or `None`.
     """
 
     def __init__(self, accelerator: Accelerator, model: DDePPreTrainedModel, args: RunArguments) -> None:
@@ -165,7 +165,7 @@ class Weights:
                 raise ValueError(f"{name} does not work with FSDP. Leave it out, or use DDP.")
         if args.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             convert_sync_batchnorm(model)  # timm's: torch's would lose the activation inside timm's own BatchNorm
-        # Convolutions run fastest in channels_last, on GPUs and CPUs alike; files use the contiguous format again.
+        # Convolutions run fastest in channels_last, on GPUs and CPUs; files use the contiguous format.
         # FSDP only shards contiguous parameters.
         order = torch.contiguous_format if self.sharded else torch.channels_last
         self.model = model.to(accelerator.device, memory_format=order)
@@ -178,9 +178,9 @@ class Weights:
         self._unsharded = copy.deepcopy(model) if self.sharded else model
 
     def get_eval_model(self) -> DDePPreTrainedModel:
-        """The model to evaluate and save, the same in every process: the average if there is one.
+        """The model to evaluate and save, the same in every process: the EMA if there is one.
 
-        BatchNorm's statistics are the first process's, as DDP has it.
+        BatchNorm statistics come from rank 0, as in DDP.
         """
         if self.sharded:
             options = StateDictOptions(full_state_dict=True)
@@ -193,7 +193,7 @@ class Weights:
         return model
 
     def gather(self, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors | None, dict[str, Any]]:
-        """All of the model, of its average, and of the optimizer; called by every process, for the first one."""
+        """Gathers the full state dicts of model, EMA and optimizer on rank 0; called in every process."""
         if self.sharded:
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             model, states = get_state_dict(self.model, optimizer, options=options)
@@ -205,7 +205,7 @@ class Weights:
     def load_state_dict(
         self, optimizer: torch.optim.Optimizer, model: Tensors, average: Tensors | None, states: dict[str, Any]
     ) -> None:
-        """Loads what [`gather`] gave, in every process."""
+        """Loads the state dicts from [`gather`]; called in every process."""
         if self.sharded:
             options = StateDictOptions(full_state_dict=True)
             set_state_dict(self.model, optimizer, model_state_dict=model, optim_state_dict=states, options=options)
@@ -218,7 +218,7 @@ class Weights:
 
 @contextlib.contextmanager
 def disable_mixed_precision(model: nn.Module) -> Iterator[None]:
-    """Takes back Accelerate's mixed precision, which replaces `forward`: a model is measured as it will be loaded."""
+    """Removes Accelerate's autocast wrapper around `forward`, so that the model is evaluated as it will be loaded."""
     mixed_forward = model.__dict__.pop("forward", None)
     try:
         yield
@@ -230,7 +230,7 @@ def disable_mixed_precision(model: nn.Module) -> Iterator[None]:
 def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: bool) -> None:
     """Puts a model into training mode, except its encoder if `frozen`, or the encoder's norms if `frozen_norms`.
 
-    Frozen modules get no gradients, and the statistics of frozen norms stay as they are.
+    Frozen modules get no gradients, and frozen norms keep their statistics.
     """
     encoder = model.ddep.encoder
     model.train()
@@ -242,7 +242,7 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises activations; timm has its own kinds, whose names say it."""
+    """Whether a module normalises activations; timm's own kinds are recognised by name."""
     norm_types = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     # Not timm's ConvNormAct, which holds a convolution too.
     has_norm_name = "Norm" in type(module).__name__ and all(parameter.ndim < 2 for parameter in module.parameters())

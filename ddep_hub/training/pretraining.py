@@ -27,7 +27,7 @@ from ddep_hub.data.samplers import StepBatchSampler, epoch_order
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, SizedDataset
 from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.streaming import ImageStream
-from ddep_hub.data.synthetic import embedded_scenes
+from ddep_hub.data.synthetic import rendered_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.encoder_weights import encoder_file, hash_weights
@@ -55,9 +55,9 @@ from .trainer import Batch, Trainer
 
 logger = logging.getLogger(__name__)
 
-# Number of training images that the linear filter baseline is fitted on, and mean and std are measured on.
+# Number of training images used to fit the linear filter baseline, and to measure mean and std.
 REFERENCE_IMAGES = 32
-# What is predicted, in words, by the reference that the results of this objective have.
+# Description of the target, by the baseline that is specific to the objective.
 PREDICTIONS = {
     "predicting_zero": "the predicted noise",
     "predicting_mean": "the masked patches",
@@ -81,13 +81,13 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
         [`masking_references`] and [`feature_references`], the `seconds` of training, and `final`, the model's folder.
 
     Raises:
-        RunInterrupted: A signal came or `max_time` was up; a checkpoint was written.
+        RunInterrupted: A signal was received or `max_time` was up; a checkpoint was written.
         CheckpointError: A checkpoint cannot be written or read, or belongs to another run.
         BlockingIOError: Another process runs in the same folder.
         FileExistsError: The run folder holds another run, or files that are not a run's.
         FileNotFoundError: A source of images does not exist.
         FloatingPointError: A loss or gradient is not finite; names the step and its files.
-        OSError: The Hub refused before the run, or publishing failed after it; the folder is complete then.
+        OSError: The Hub denied access before the run, or publishing failed after it; the folder is then complete.
         RuntimeError: Another thread of this process is training, or `torch.autocast` is on.
         TypeError: An argument does not exist; names the closest one.
         ValueError: An argument is out of range, or does not fit the images or the model; names it.
@@ -115,7 +115,7 @@ def has_learned(results: Mapping[str, float]) -> bool:
 class PretrainTrainer(Trainer):
     """Minimises the squared error of the prediction; noise and masks depend only on (seed, step, position).
 
-    `more_images` are data sets to train on besides `args.images`, keyed by their names in the model card.
+    `more_images` are further data sets to train on, keyed by their names in the model card.
     """
 
     kind = "pretraining"
@@ -137,26 +137,26 @@ class PretrainTrainer(Trainer):
             recorded_hash = self.model.config.encoder_weights_hash
             if source == "none" or hash_weights(self.model.ddep.encoder.state_dict()) != recorded_hash:
                 raise ValueError(
-                    "decoder_only: the encoder would be lost, as its weights are not timm's. Leave decoder_only out, "
+                    "decoder_only: the encoder would be lost, because its weights are not timm's. Leave it out, "
                     "or set it to false if a preset sets it."
                 )
-        self.facts = {
+        self.run_info = {
             "encoder_source": source,
             "images": self.data,
             "more_images": list(self.more_images),
             "data_fingerprint": self.fingerprint,
         }
-        # Of whole images: scaled crops would vary less.
+        # On whole images, because scaled crops would vary less.
         pixels = iter_pixels(self.reference, self.transform.num_channels, skip_bad_files=args.skip_bad_files)
         self.processor = build_processor(args, args.pretrained, self.model.config, pixels)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
-        if self.model.config.num_channels != 3:  # measured, unless given: images whose values changed are other images
+        if self.model.config.num_channels != 3:  # measured by default, so they also detect changed images
             self.fingerprint = compute_fingerprint(self.fingerprint, *get_normalization(self.processor))
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
         warn_about_units(self.validation, next(iter(self.more_images), None) or source_names(args)[0])
-        self.facts["evaluated"] = len(validation)
+        self.run_info["evaluated"] = len(validation)
         if args.corruption == "masked":
             self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)
         elif args.corruption == "downsampled":
@@ -176,15 +176,15 @@ class PretrainTrainer(Trainer):
         for all seeds.
         """
         args, num_validation = self.args, self.args.num_val_images
-        # Without images, the built-in scenes are used; they are rendered first.
+        # Without images, rendered scenes are used, which are written first.
         names = source_names(args) if args.images or not self.more_images else []
         sources = [*(open_sources(args) if names else ()), *self.more_images.values()]
         self.fingerprint = images_fingerprint(sources)
-        # An image that is in both must not be trained on once it is held out.
+        # An image that is in two sources must not be trained on if it is held out.
         sources = _without_repeated_files(sources)
         self.streams = [source for source in sources if isinstance(source, ShardedImages)]
         if self.streams:
-            self.elastic = False
+            self.any_world_size = False
             self.data = f"a stream of {sum(source.num_shards for source in self.streams)} shards"
             images: SizedDataset = self._make_stream(global_batch_size=1, start_step=0, end_step=0).head(
                 num_validation + REFERENCE_IMAGES
@@ -192,7 +192,7 @@ class PretrainTrainer(Trainer):
             order, num_spare = np.arange(len(images)), 0
         else:
             images = dataset = ConcatDataset(sources)
-            # One choice for all seeds, so that the errors of their runs can be compared.
+            # The same for all seeds, so that the errors of their runs can be compared.
             order, num_spare = epoch_order(len(dataset), 0, 0), MAX_CONSECUTIVE_BAD
         if len(images) <= num_validation:
             raise ValueError(f"num_val_images is {num_validation}, but {names} hold {len(images)} images. Lower it.")
@@ -301,12 +301,12 @@ class PretrainTrainer(Trainer):
 
 
 def _without_repeated_files(sources: list[Any]) -> list[Any]:
-    """The sources without the images of labelled folders whose files are also in a folder of unlabelled images."""
+    """Removes images of labelled folders whose files are also in a folder of unlabelled images."""
     labelled = [source for source in sources if isinstance(source, SegmentationFolder)]
     others = [source for source in sources if not isinstance(source, SegmentationFolder)]
     folders = [source for source in others if isinstance(source, ImageFolder)] if labelled else []
     names = {path.name for source in labelled for path in source.images}
-    known = {  # links are only resolved where the names are equal: there may be millions of files
+    known = {  # links are resolved only if the names are equal, because there may be millions of files
         os.path.realpath(folder.root / name)
         for folder in folders
         for name in folder.names
@@ -324,7 +324,7 @@ def _size_factor(args: PretrainArguments) -> int:
 
 
 def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTransform:
-    """The random crops of a run: of any scale, or those of fine-tuning; twice as large if the model halves them."""
+    """The random crops of a run, random resized or as in fine-tuning; twice as large if the model downsamples them."""
     factor = _size_factor(args)
     if args.scale is None:
         return PretrainTransform(
@@ -339,10 +339,10 @@ def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTr
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:
-    """Opens the sources of a run; by default the built-in scenes."""
+    """Opens the sources of a run; by default the rendered scenes."""
     return open_images(source_names(args), column=args.image_column, streaming=args.streaming)
 
 
 def source_names(args: PretrainArguments) -> list[str]:
-    """The sources of a run by folder or name, in the order of [`open_sources`]."""
-    return list(map(resolve_data, args.images)) or [str(embedded_scenes() / "unlabelled")]
+    """The folders or names of a run's sources, in the order of [`open_sources`]."""
+    return list(map(resolve_data, args.images)) or [str(rendered_scenes() / "unlabelled")]

@@ -1,4 +1,4 @@
-"""Arguments of a run that pretraining and fine-tuning share."""
+"""Arguments shared by pretraining and fine-tuning."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ hub_arg = partial(arg, group="Hub", resumable=True)
 
 @dataclass(kw_only=True)
 class RunArguments:
-    """What pretraining and fine-tuning share."""
+    """Arguments shared by pretraining and fine-tuning."""
 
     output_dir: str = save_arg("runs/run", OUTPUT_DIR, common=True, path=True)
     seed: int = optim_arg(0, "Seed for all random choices of the run.")
@@ -144,15 +144,15 @@ class RunArguments:
         None, "Licence of the weights for the model card, as a Hub identifier such as apache-2.0."
     )
     attribution: str | None = hub_arg(
-        None, "Text about the training data for the model card: licence, and whom to credit."
+        None, "Text about the training data for the model card: licence and attribution."
     )
     card_pictures: bool | None = hub_arg(
-        None, "Put predictions.png into final/ and the card. Default: only for the built-in rendered scenes."
+        None, "Put predictions.png into final/ and the card. Default: only for rendered scenes."
     )
 
     def __post_init__(self) -> None:
         convert_fields(self)
-        if self.report_to == ["none"]:  # what transformers calls it
+        if self.report_to == ["none"]:  # as in transformers
             self.report_to = []
         self.check_positive("max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "learning_rate")
         self.check_positive("save_total_limit", "num_channels")
@@ -186,24 +186,24 @@ class RunArguments:
 
     @property
     def how_to_resume(self) -> str:
-        """What to do when the run has stopped. A command that has the flag, as a study has it, needs no other one."""
+        """How to resume the run: with the flag or, if it is already set, with the same command."""
         if self.resume_from_checkpoint == "latest":
             return "Repeat the same command to resume."
         return "Resume with `--resume_from_checkpoint latest`."
 
     def check_positive(self, *names: str) -> None:
-        """Raises a ValueError that names the first of these that is neither a positive number nor `None`."""
+        """Raises a ValueError for the first of these arguments that is neither a positive number nor `None`."""
         for name in names:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}.")
 
     def check_not_negative(self, *names: str) -> None:
-        """Raises a ValueError that names the first of these that is not a number of at least 0."""
+        """Raises a ValueError for the first of these arguments that is negative or not a number."""
         for name in names:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
 
 def micro_batches(args: RunArguments, processes: int) -> int:
-    """Micro-batches of a step in each process: the same number in all, as they wait for each other in each one."""
+    """Number of micro-batches per step, the same in all processes, because these synchronise in each one."""
     return max(1, min(args.gradient_accumulation_steps, args.batch_size // processes))

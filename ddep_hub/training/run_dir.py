@@ -155,14 +155,14 @@ def save_best(
     args: RunArguments,
     kind: Kind,
     results: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    run_info: Mapping[str, Any],
 ) -> None:
     """Saves the best model so far to `best/`, with its results and card; only warns if the disk is full."""
     best = Path(args.output_dir) / "best"
     with warn_on_write_error(best), atomic_dir(best) as folder:
         save_model(model, processor, args, folder)
         copy_additions(best, folder)
-        write_run_record(folder, kind, args, results, **facts)
+        write_run_record(folder, kind, args, results, **run_info)
         try:
             write_card(folder)
         except ValueError as error:  # of what the user has changed
@@ -208,13 +208,13 @@ def save_picture(picture: Image.Image, path: Path) -> bytes:
     return content
 
 
-def add_pictures(final: Path, args: RunArguments, facts: Mapping[str, Any], predictions: bytes) -> None:
+def add_pictures(final: Path, args: RunArguments, run_info: Mapping[str, Any], predictions: bytes) -> None:
     """Adds the loss curve to the card of a run and, unless they show other people's images, the predictions."""
     loss_picture = Path(args.output_dir) / "pictures" / LOSS
     if plot_loss(Path(args.output_dir) / "metrics.jsonl", loss_picture):
         atomic_write(final / LOSS, loss_picture.read_bytes())
     # Images of others have their own license.
-    names = [*getattr(args, "images", ()), getattr(args, "data", None), *facts.get("more_images", ())]
+    names = [*getattr(args, "images", ()), getattr(args, "data", None), *run_info.get("more_images", ())]
     has_user_images = any(name not in (None, EMBEDDED) for name in names)
     if args.card_pictures or (args.card_pictures is None and not has_user_images):
         atomic_write(final / PREDICTIONS, predictions)

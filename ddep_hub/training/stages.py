@@ -1,4 +1,4 @@
-"""Pretraining on the user's own unlabelled images, as the first stage of a fine-tuning run."""
+"""Pretraining on the user's own unlabelled images, as the pretraining stage of a fine-tuning run."""
 
 import contextlib
 import dataclasses
@@ -38,21 +38,20 @@ from .run_dir import (
 
 
 STAGE = "pretraining"
-# Argument groups that the first stage takes from the run; its optimisation arguments are pretraining's own.
+# Argument groups that the pretraining stage takes from the run; its optimisation arguments are pretraining's own.
 SHARED_GROUPS = ("data", "model", "checkpoints", "logging")
-# Steps that are timed to turn minutes into steps; the first ones are slow.
+# Number of steps to time for converting minutes to steps; the first ones are slow.
 TIMED_STEPS = 12
 # More would only take longer to measure.
 MAX_VAL_IMAGES = 32
 
 
 def pretrain_first(args: FinetuneArguments, images: FinetuneData) -> str:
-    """Runs the first stage of a fine-tuning run, which pretrains its decoder in the folder `pretraining/` of the run.
+    """Runs the pretraining stage of a fine-tuning run, in the folder `pretraining/` of the run.
 
-    A stage that was interrupted is resumed, a complete one is not repeated. The labelled `images` are pretrained on
-    too, and crops have the size and scales of fine-tuning's, so that structures have the same size in both stages.
-    All `images` are read first, as their errors should come before hours of training. Returns the folder of the
-    decoder.
+    An interrupted stage is resumed, a complete one is not repeated. The labelled `images` are used too, and crops have
+    the same size and scales as in fine-tuning, so that objects have the same size in both stages. All `images` are
+    read first, so that errors appear before hours of training. Returns the folder of the decoder.
     """
     labelled = images.labelled
     arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
@@ -60,12 +59,12 @@ def pretrain_first(args: FinetuneArguments, images: FinetuneData) -> str:
 
     def lock_folder() -> None:
         check_run_dir(args)
-        stack.enter_context(run_lock(output))  # before anything changes: another run may be in its second stage
+        stack.enter_context(run_lock(output))  # before anything changes: another run may be fine-tuning there
 
     def start_folder() -> None:
         if args.overwrite:
             remove_old_run(output)
-        if not (resume and is_run(output)):  # else once the second stage knows that the arguments are the same
+        if not (resume and is_run(output)):  # otherwise after the fine-tuning stage has checked the arguments
             write_config(args, output)
 
     accelerator = build_accelerator(args.mixed_precision, channels=get_num_channels(args))
@@ -90,7 +89,7 @@ def pretrain_first(args: FinetuneArguments, images: FinetuneData) -> str:
 
 
 def _check_minutes(args: FinetuneArguments) -> None:
-    """Raises a ValueError if a run is resumed with other minutes, from which its steps were chosen."""
+    """Raises a ValueError if a run is resumed with a different number of minutes, which determined its steps."""
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is None or not config.is_file():
         return
@@ -103,7 +102,7 @@ def _check_minutes(args: FinetuneArguments) -> None:
 
 
 def keep_image_size(args: FinetuneArguments) -> FinetuneArguments:
-    """The arguments with the `image_size` that `pretrained` resizes images to, which a first stage does not keep.
+    """The arguments with the `image_size` of `pretrained`, which a pretraining stage does not preserve.
 
     Raises a ValueError if that is a height and a width, which `image_size` cannot express.
     """
@@ -119,7 +118,7 @@ def keep_image_size(args: FinetuneArguments) -> FinetuneArguments:
 
 
 def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> PretrainArguments:
-    """Arguments of the first stage: those that it shares with fine-tuning, and what follows from its images."""
+    """Arguments of the pretraining stage: those shared with fine-tuning, and those derived from its images."""
     shared_names = [
         field.name for field in dataclasses.fields(PretrainArguments) if field.metadata["group"] in SHARED_GROUPS
     ]
@@ -139,22 +138,22 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
         "batch_size": batch_size,
         "gradient_accumulation_steps": min(args.gradient_accumulation_steps, batch_size),
         "num_val_images": max(1, min(MAX_VAL_IMAGES, num_images // 10)),
-        # A random encoder, or that of a whole model, is nowhere else.
+        # A random encoder, or that of a whole model, is not available elsewhere.
         "decoder_only": args.encoder_weights != "none" and bool(has_stock_encoder),
     }
-    if args.resume_from_checkpoint is not None:  # its checkpoints are others than the run's
+    if args.resume_from_checkpoint is not None:  # the stage has its own checkpoints
         values["resume_from_checkpoint"] = "latest"
     return PretrainArguments(**values)
 
 
 def read_stage_record(decoder: str) -> dict[str, Any]:
-    """What the card of the second stage says of the first one: its record and its results."""
+    """The pretraining stage's record and results, for the model card of the run."""
     record, results = (read_json_object(Path(decoder) / name) for name in (RUN, RESULTS))
     return {"pretraining": {**record, "results": results}}
 
 
 def _is_complete(args: PretrainArguments, labelled: SegmentationDataset) -> bool:
-    """Whether the first stage is in its folder, without checkpoints to resume from; other arguments are an error."""
+    """Whether the stage is complete, without checkpoints to resume from; changed arguments are an error."""
     output = Path(args.output_dir)
     if not is_finished(output) or checkpoint_folders(output):
         return False
@@ -176,7 +175,7 @@ def _is_complete(args: PretrainArguments, labelled: SegmentationDataset) -> bool
 def _steps_for_minutes(
     minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator
 ) -> int:
-    """Steps that take this many minutes, measured in a few of them; for a resumed run, those chosen at its start."""
+    """Number of steps for this many minutes, from timing a few; for a resumed run, the number chosen at its start."""
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is not None and config.is_file():
         return int(read_yaml(config, PretrainArguments)["max_steps"])
@@ -196,10 +195,10 @@ def _steps_for_minutes(
     )
     try:
         PretrainTrainer(timing_args, more_images={"labelled": labelled}).run()
-        # Of the second half: the first steps start the workers, and compile.
+        # From the second half: the first steps start the workers and compile.
         rate = read_metrics(folder / "metrics.jsonl")[-1]["images_per_second"] if accelerator.is_main_process else 0
     except RunInterrupted as error:
-        message = "Stopped while pretraining_minutes was measured; nothing is kept of it. Repeat the same command."
+        message = "Stopped while measuring pretraining_minutes; nothing was saved. Repeat the same command."
         accelerator.print(message, flush=True)
         raise RunInterrupted(message) from error
     finally:

@@ -26,19 +26,19 @@ MAX_SKIPPED_STEPS = 100
 
 
 class Losses(Protocol):
-    """Terms of a loss; each is a sum over elements (pixels, images) divided by their number in the global batch."""
+    """Terms of a loss; each is a sum over elements (pixels, images), divided by their number in the global batch."""
 
     @abstractmethod
     def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
-        """Numbers of elements that the sums are divided by, once added up over the global batch."""
+        """Numbers of elements, which are summed over the global batch to divide the loss sums by."""
 
     @abstractmethod
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
-        """Sums each term over its elements; `positions` are the examples' places in the global batch."""
+        """Sums each term over its elements; `positions` are the examples' indices in the global batch."""
 
 
-class _Vote:
-    """A number on its way from the device: reading it waits for what came before it, and not for later steps."""
+class _AsyncScalar:
+    """A scalar copied to the CPU without blocking; reading it waits only for the work queued before the copy."""
 
     def __init__(self, number: torch.Tensor) -> None:
         self.number = number.to("cpu", non_blocking=number.is_cuda)
@@ -53,10 +53,10 @@ class _Vote:
 
 
 class TrainingStep:
-    """Takes optimizer steps on a model that `accelerator.prepare` has wrapped. Nothing in it waits for the device.
+    """Takes optimizer steps on a model wrapped by `accelerator.prepare`, without synchronising the device.
 
     Attributes:
-        loss_sum: Sum of this process's losses since it was last set to 0; a resumed run starts with its earlier sum.
+        loss_sum: Sum of this process's losses since the last reset; a resumed run starts with the saved sum.
         grad_norm: Norm of the last step's gradients.
     """
 
@@ -69,7 +69,7 @@ class TrainingStep:
         loss_sum: float,
     ) -> None:
         self.accelerator, self.args, self.optimizer = accelerator, args, optimizer
-        # Elsewhere, plain gradients are just as fast; torch.compile traces without modes.
+        # Elsewhere, plain gradients are just as fast; torch.compile does not trace function modes.
         is_cpu_bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
         is_native_bf16 = is_cpu_bf16 and get_native_precision(accelerator.device) == "bf16"
         self.slow_depthwise = is_native_bf16 and not args.torch_compile and has_slow_gradients(model)
@@ -80,23 +80,23 @@ class TrainingStep:
         self.grad_norm = torch.zeros((), device=accelerator.device)
         self.first_bad = torch.full((1,), 2**62, device=accelerator.device)  # step, counted from 1
         self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
-        self.votes: list[_Vote] = []  # how many processes wanted to stop, in the last two steps
+        self.stop_counts: list[_AsyncScalar] = []  # how many processes wanted to stop, in the last two steps
         self.skipped_steps = 0
 
     def take(self, losses: Losses, batch: Batch, step: int, paths: list[str], *, wants_to_stop: bool) -> None:
         """Takes one step, counted from 0. `batch` is this process's part of the global batch, on its device.
 
-        `paths` are the files of the batch, for error messages. `wants_to_stop` says whether this process wants to
-        stop, which is shared with the others, see [`should_stop`]. Raises a FloatingPointError if float16's scaler has
+        `paths` are the files of the batch, for error messages. `wants_to_stop` is whether this process wants to stop,
+        which is shared with the others, see [`should_stop`]. Raises a FloatingPointError if the gradient scaler has
         skipped the last `MAX_SKIPPED_STEPS` steps.
         """
         accelerator = self.accelerator
-        # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers
+        # Sums divided by the global count, not means of means: processes and micro-batches may have different numbers
         # of valid pixels.
-        vote = torch.full((), float(wants_to_stop), device=accelerator.device)
-        counts = torch.stack([count.float() for count in losses.loss_counts(batch)] + [vote])
+        stop_flag = torch.full((), float(wants_to_stop), device=accelerator.device)
+        counts = torch.stack([count.float() for count in losses.loss_counts(batch)] + [stop_flag])
         counts = accelerator.reduce(counts, "sum")
-        self.votes, counts = [*self.votes[-1:], _Vote(counts[-1])], counts[:-1]
+        self.stop_counts, counts = [*self.stop_counts[-1:], _AsyncScalar(counts[-1])], counts[:-1]
         loss = self._backward(losses, batch, step, torch.where(counts > 0, counts, 1.0))
         accelerator.unscale_gradients()
         # Not Accelerate's own: under FSDP it expects the parameters in the model's order.
@@ -105,7 +105,7 @@ class TrainingStep:
         set_learning_rate(self.optimizer, step, self.args)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        # Float16's scaler skips a step whose gradients overflow, and halves its scale: rare, unless they always do.
+        # The float16 gradient scaler skips steps whose gradients overflow, and lowers its scale.
         self.skipped_steps = self.skipped_steps + 1 if self.optimizer.step_was_skipped else 0
         if self.skipped_steps == MAX_SKIPPED_STEPS:
             raise FloatingPointError(
@@ -116,12 +116,12 @@ class TrainingStep:
         is_finite = loss.isfinite()
         if accelerator.scaler is None:
             is_finite = is_finite & self.grad_norm.isfinite()
-        # Kept on the device to avoid waiting for it; it is read before anything is logged or saved.
+        # Kept on the device to avoid synchronisation; it is read before anything is logged or saved.
         self.first_bad = torch.where(is_finite, self.first_bad, self.first_bad.clamp(max=step + 1))
         self.unchecked.append((step + 1, paths))
 
     def _backward(self, losses: Losses, batch: Batch, step: int, counts: torch.Tensor) -> torch.Tensor:
-        """Accumulates the gradients of the micro-batches; returns this process's part of the loss."""
+        """Accumulates the gradients of the micro-batches; returns this process's share of the loss."""
         parts = micro_batches(self.args, self.accelerator.num_processes)
         bounds = [len(self.positions) * part // parts for part in range(parts + 1)]
         total = torch.zeros((), device=self.accelerator.device)
@@ -132,15 +132,15 @@ class TrainingStep:
             with sync, FastDepthwise() if self.slow_depthwise else contextlib.nullcontext():
                 sums = losses.loss_sums(self.model, micro_batch, step, self.positions[start:end])
                 loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
-                # Gradients are averaged over processes; the sum is wanted.
+                # Gradients are averaged over processes, but their sum is needed.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
         return total
 
     def check_finite(self) -> None:
-        """Raises a FloatingPointError if a step since the last call was not finite; waits for the device.
+        """Raises a FloatingPointError if a step since the last call was not finite; synchronises the device.
 
-        Called before anything is logged, measured or saved.
+        Called before anything is logged, evaluated or saved.
         """
         first_bad = int(self.accelerator.gather(self.first_bad).min())
         if first_bad < 2**62:
@@ -153,8 +153,8 @@ class TrainingStep:
         self.unchecked.clear()
 
     def should_stop(self, wants_to_stop: bool) -> bool:
-        """Whether the run stops now, if this process wants to; the same answer in all processes."""
+        """Whether the run stops now, the same in all processes."""
         if self.accelerator.num_processes == 1:
             return wants_to_stop
-        # The votes of the previous step: the device has yet to count those of this one.
-        return len(self.votes) == 2 and self.votes[0].is_positive()
+        # The count of the previous step: that of this step may not be computed yet.
+        return len(self.stop_counts) == 2 and self.stop_counts[0].is_positive()

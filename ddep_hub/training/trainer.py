@@ -57,14 +57,14 @@ class Trainer(Losses):
         unused_parameters: Whether some parameters get no gradient in some steps.
 
     Attributes:
-        kind: What the card calls the run.
+        kind: Kind of the run, which selects the model card's template.
         model: The model, trained in place.
         processor: Its image processor, saved with it.
-        fingerprint: Hash of the training data; a run resumes on the same data only.
-        validation_fingerprint: Hash of the validation data; the score of a best model on other data does not count.
-        data: Number of training images, in words.
-        facts: What the card says besides the arguments and the results, see [`write_run_record`].
-        elastic: Whether the run can resume on another number of processes.
+        fingerprint: Hash of the training data; a run can be resumed only on the same data.
+        validation_fingerprint: Hash of the validation data; best scores on other data are discarded.
+        data: Description of the number of training images.
+        run_info: What the model card states besides arguments and results, see [`write_run_record`].
+        any_world_size: Whether the run can be resumed on a different number of processes.
         bad_files: Broken files that were skipped before training.
         earlier_stages: Folders in the run's folder that hold earlier stages of this run.
 
@@ -80,8 +80,8 @@ class Trainer(Losses):
     fingerprint: str
     validation_fingerprint: str | None = None
     data: str
-    facts: dict[str, Any]
-    elastic: bool = True
+    run_info: dict[str, Any]
+    any_world_size: bool = True
     bad_files: Sequence[str] = ()
     earlier_stages: Sequence[str] = ()
 
@@ -109,9 +109,9 @@ class Trainer(Losses):
 
     @abstractmethod
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
-        """Makes the batches of this process from `start_step` on, counted from 0.
+        """Returns the dataloader of this process from `start_step` on, counted from 0.
 
-        `states` are those of a stream to resume from, see [`ImageStream`]; `None` at the start.
+        `states` are the states of a stream to resume from, see [`ImageStream`]; `None` at the start.
         """
 
     @abstractmethod
@@ -120,7 +120,7 @@ class Trainer(Losses):
 
     @abstractmethod
     def score(self, results: Mapping[str, Any]) -> float:
-        """The metric that the best model is chosen by; higher is better."""
+        """The metric that selects the best model; higher is better."""
 
     @abstractmethod
     def draw(self, model: nn.Module) -> Image.Image:
@@ -128,15 +128,15 @@ class Trainer(Losses):
 
     def set_mode(self, model: DDePPreTrainedModel, step: int) -> None:
         """Puts the model, or a copy, into training mode for a step counted from 0."""
-        if not model.training:  # setting it takes milliseconds, in each step
+        if not model.training:  # setting it takes milliseconds per step
             model.train()
 
     def learning_rate_factors(self) -> Mapping[str, float] | None:
-        """Factors on the learning rate of the model's parameters, by name; 1 where `None`."""
+        """Multipliers of the learning rate, by parameter name; `None` means 1 for all."""
         return None
 
     def before_training(self) -> None:
-        """Called before the first step, with the weights of the checkpoint and the model on its device."""
+        """Called before the first step, once the checkpoint is loaded and the model on its device."""
         return None
 
     def save_data_files(self) -> None:
@@ -144,7 +144,7 @@ class Trainer(Losses):
         return None
 
     def batch_options(self, start_step: int) -> dict[str, Any]:
-        """What a sampler or stream must know of the steps and processes."""
+        """Options of the sampler or stream that depend on steps and processes."""
         return {
             "global_batch_size": self.args.batch_size,
             "start_step": start_step,
@@ -154,9 +154,9 @@ class Trainer(Losses):
         }
 
     def run(self) -> dict[str, Any]:
-        """Trains, saves, evaluates, describes, draws and publishes, in this order; for its errors see [`pretrain`].
+        """Trains, saves, evaluates, writes card and figures, and publishes; for its errors see [`pretrain`].
 
-        Returns what [`evaluate`] gives, `seconds` of training, and `final`, the folder of the model.
+        Returns the results of [`evaluate`], `seconds` of training, and `final`, the folder of the model.
         """
         final = self.output / "final"
         with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ class Trainer(Losses):
             on_main_process(self.accelerator, lambda: check_publishing(self.args))
             if self.args.pretrained is not None:
                 license = on_main_process(self.accelerator, lambda: find_restriction(str(self.args.pretrained)))
-                self.facts["inherited_license"] = license
+                self.run_info["inherited_license"] = license
             self._prepare()
             on_main_process(self.accelerator, self._start_folder)
             self.metrics = MetricsLogger(self.accelerator, self.args, self.step, {*self.bad_files, *self.skipped})
@@ -184,7 +184,7 @@ class Trainer(Losses):
         """Wraps the model for its processes and loads the checkpoint."""
         args, accelerator = self.args, self.accelerator
         if args.batch_size // (accelerator.num_processes * micro_batches(args, accelerator.num_processes)) == 1:
-            last_step = args.max_steps - 1  # when nothing is frozen for a time
+            last_step = args.max_steps - 1  # when nothing is frozen temporarily
             check_single_images(self.model, self.input_side(), lambda model: self.set_mode(model, last_step))
         factors = self.learning_rate_factors()
         if args.warmup_steps >= args.max_steps:
@@ -203,7 +203,7 @@ class Trainer(Losses):
             args,
             self.processor,
             fingerprint=self.fingerprint,
-            elastic=self.elastic,
+            any_world_size=self.any_world_size,
         )
         progress = self.checkpointer.load()
         self.step: int = progress.get("step", 0)
@@ -211,7 +211,7 @@ class Trainer(Losses):
         self.seconds: float = progress.get("seconds", 0.0)
         self.seconds_at_log: float = progress.get("seconds_at_log", 0.0)
         self.row: dict[str, Any] = progress.get("row", {})
-        # A score on other labels, which a resumed run may have, says nothing of these.
+        # A resumed run may have other validation data, for which the best score does not hold.
         best = progress.get("best") if progress.get("best_on") == self.validation_fingerprint else None
         self.best: float = -math.inf if best is None else best
         self.skipped: list[str] = progress.get("bad_files", [])
@@ -221,7 +221,7 @@ class Trainer(Losses):
         self.before_training()
 
     def input_side(self) -> int:
-        """Side in pixels of the images that the model gets."""
+        """Side in pixels of the model's input."""
         return int(cast(Any, self.args).crop_size)
 
     def _start_folder(self) -> None:
@@ -231,7 +231,7 @@ class Trainer(Losses):
         self.save_data_files()
 
     def _train(self) -> dict[str, Any]:
-        """Trains to the last step; returns the row of its metrics, which lacks the evaluation."""
+        """Trains to the last step; returns its row of metrics, without the evaluation."""
         args, device = self.args, self.accelerator.device
         self.accelerator.print(
             f"{self.data}, {args.max_steps} steps of {args.batch_size} on {self.accelerator.num_processes} "
@@ -255,7 +255,7 @@ class Trainer(Losses):
                 should_save = should_stop or (
                     bool(args.save_steps) and (self.step % args.save_steps == 0 or is_last_step)
                 )
-                # Waits for the device, so that its time counts as that of training.
+                # Synchronises the device, so that its time counts as training time.
                 if should_log or should_evaluate or should_save:
                     self.steps.check_finite()
                 self.seconds += time.perf_counter() - start
@@ -269,7 +269,7 @@ class Trainer(Losses):
                     self.row = {"step": self.step, **self.row, **self._evaluate(model)}
                     if self.accelerator.is_main_process:
                         self._save_picture(model, f"step-{self.step}.png")
-                    should_stop = self.steps.should_stop(interruption.reason is not None)  # evaluating takes its time
+                    should_stop = self.steps.should_stop(interruption.reason is not None)  # evaluation takes time
                     should_save = should_save or should_stop
                 if self.row and not is_last_step:
                     self.metrics.write(self.row)
@@ -289,10 +289,10 @@ class Trainer(Losses):
     def _training_step(self, batch: Batch, *, wants_to_stop: bool) -> None:
         self.metrics.skipped.update(batch.pop("skipped", []))
         if "state" in batch:
-            self.states[str(batch.pop("lane"))] = batch.pop("state")
+            self.states[str(batch.pop("virtual_worker"))] = batch.pop("state")
         paths = list(batch.pop("path", []))
         self.set_mode(self.model, self.step)
-        # Stochastic depth and dropout of an encoder draw from here: a resumed run must draw the same.
+        # For an encoder's stochastic depth and dropout: a resumed run must draw the same.
         torch.manual_seed(example_seed(self.args.seed, self.step, self.accelerator.process_index))
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         self.steps.take(self, batch, self.step, paths, wants_to_stop=wants_to_stop)
@@ -322,7 +322,7 @@ class Trainer(Losses):
             self.best = score
             if self.accelerator.is_main_process:
                 row = {"step": self.step, **results, "seconds": round(self.seconds, 1)}
-                save_best(model, self.processor, self.args, self.kind, row, self.facts)
+                save_best(model, self.processor, self.args, self.kind, row, self.run_info)
         return results
 
     def _save_checkpoint(self) -> Path:
@@ -335,7 +335,7 @@ class Trainer(Losses):
             "row": self.row,
             "best": self.best if math.isfinite(self.best) else None,
             "best_on": self.validation_fingerprint,
-            # Otherwise, those not yet listed in the file would be lost.
+            # Otherwise, files not yet listed would be lost.
             "bad_files": sorted(set(gather_object(sorted(self.metrics.skipped)))),
         }
         return self.checkpointer.save(progress, self.states)
@@ -344,6 +344,6 @@ class Trainer(Losses):
         return save_picture(self.draw(model), self.output / "pictures" / name)
 
     def _describe(self, model: nn.Module, final: Path, results: dict[str, Any]) -> None:
-        write_run_record(final, self.kind, self.args, results, **self.facts)
-        write_card(final)  # a run that fails to draw still has its card
-        add_pictures(final, self.args, self.facts, self._save_picture(model, PREDICTIONS))
+        write_run_record(final, self.kind, self.args, results, **self.run_info)
+        write_card(final)  # so that a run has its card even if drawing fails
+        add_pictures(final, self.args, self.run_info, self._save_picture(model, PREDICTIONS))

@@ -10,16 +10,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-TILE = 3  # the size of kernel whose gradient is fast
+TILE = 3  # the kernel size with a fast gradient
 
 
 class FastDepthwise(TorchFunctionMode):
-    """Takes the gradients of depthwise convolutions by faster ways to the same sums, for forward and backward inside.
+    """Computes the gradients of depthwise convolutions faster, in forward and backward passes inside the context.
 
     On a CPU with AMX, in torch 2.14, the gradient of a 5x5 kernel takes 30 to 130 times as long as the convolution
-    itself, that of a 3x3 kernel twice as long; with a stride, the input's takes 10 to 100 times as long in bfloat16,
-    twice in float32. Larger kernels are therefore covered with 3x3 ones, and a strided input's gradient is taken in
-    float32. Gradients equal the plain ones but for rounding. Other convolutions are left alone.
+    itself, that of a 3x3 kernel twice as long; with a stride, the input's gradient takes 10 to 100 times as long in
+    bfloat16, twice as long in float32. Larger kernels are therefore tiled with 3x3 kernels, and the input's gradient
+    of a strided convolution is computed in float32. Gradients equal the plain ones up to rounding. Other convolutions
+    are not affected.
     """
 
     def __torch_function__(
@@ -85,7 +86,7 @@ class _DepthwiseConv(torch.autograd.Function):
 def _tiled_weight_gradient(
     grad_output: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any
 ) -> torch.Tensor:
-    """Covers a kernel of odd size with 3x3 ones that share a row or column: each sees a shifted part of the input."""
+    """Tiles a kernel of odd size with 3x3 kernels that share a row or column, each on a shifted part of the input."""
     padded = F.pad(hidden, (padding[1], padding[1], padding[0], padding[0])) if max(padding) else hidden
     height, width = [(size - 1) * step + TILE for size, step in zip(grad_output.shape[2:], stride, strict=True)]
     result, tile = torch.empty_like(weight), weight[:, :, :TILE, :TILE]

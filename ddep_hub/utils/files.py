@@ -1,4 +1,4 @@
-"""Finds files, and writes files and folders that get their final name only when they are complete."""
+"""Finds files, and writes files and folders atomically."""
 
 import contextlib
 import json
@@ -15,16 +15,16 @@ from typing import Any
 from safetensors import SafetensorError
 
 
-SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which operating systems leave in folders
+SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left in folders by operating systems
 
 
 def is_url(name: str) -> bool:
-    """Whether this is an address, such as of the Hub or of a bucket, and no path."""
+    """Whether this is a URL, for example of the Hub or a bucket, and not a path."""
     return "://" in name
 
 
 def resolve_data(name: str) -> str:
-    """A folder, looked up below `DDEP_DATA` if there is none of that name; addresses stay as they are."""
+    """Resolves a folder, relative to `DDEP_DATA` if it does not exist; URLs are unchanged."""
     if is_url(name):
         return name
     root, path = os.environ.get("DDEP_DATA"), Path(name)
@@ -34,7 +34,7 @@ def resolve_data(name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, in UTF-8 with or without a mark of the byte order; a ValueError names a file in another."""
+    """Reads a UTF-8 file, with or without a byte order mark; for other encodings, a ValueError names the file."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ def read_json(path: Path) -> Any:
 
 
 def path_below(name: str) -> str:
-    """A sample's name as a path that stays below any folder: without its root, if it is absolute, and without `..`."""
+    """Converts a sample's name to a relative path inside any folder, without root and `..`."""
     path = PurePosixPath(re.sub("^[A-Za-z]:", "", name.replace("\\", "/")))
     return "/".join(part for part in path.parts if part not in ("..", path.anchor))
 
@@ -67,7 +67,7 @@ def _is_fixed(path: Path) -> bool:
 def check_replaceable(path: Path) -> None:
     """Raises a FileExistsError if an output folder cannot be replaced.
 
-    It may be a link, or not empty and the current folder or a mounted one, which cannot be renamed.
+    This is the case if it is a link, or not empty and the current folder or a mount point, which cannot be renamed.
     """
     if path.is_symlink():
         raise FileExistsError(f"output_dir: {path} is a link. Pass the folder that it points to.")
@@ -80,15 +80,14 @@ def check_replaceable(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """A folder to write into that takes its final name when the block ends without an error.
+    """Yields a temporary folder that is renamed to `path` if the block ends without an error.
 
-    What was there under that name stays until then. If nothing was, but another process has written something by then,
-    that stays, and a FileExistsError is raised. After an error nothing new is left behind; after a kill there may
-    be a hidden folder, which [`run_lock`] removes. Everything is on the disk, and not in the system's buffers alone,
-    before the name is given.
+    An existing folder of that name is kept until then. If there was none, but another process has created one in the
+    meantime, that one is kept and a FileExistsError is raised. After an error nothing new is left; after a kill there
+    may be a hidden folder, which [`run_lock`] removes. Everything is flushed to disk before the folder is renamed.
 
-    The current folder and mounted ones cannot get another name. If they are empty, they are filled instead, otherwise
-    raises a FileExistsError.
+    The current folder and mount points cannot be renamed. If they are empty, they are filled instead; otherwise a
+    FileExistsError is raised.
     """
     path = Path(os.path.abspath(path))
     check_replaceable(path)
@@ -97,11 +96,11 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=parent))
     try:
-        umask = os.umask(0o077)  # which can only be read by setting it
+        umask = os.umask(0o077)  # can only be read by setting it
         os.umask(umask)
         temp_dir.chmod(0o777 & ~umask)
         yield temp_dir
-        for weights in temp_dir.rglob("*.safetensors"):  # which safetensors 0.8 writes for the owner alone (#782)
+        for weights in temp_dir.rglob("*.safetensors"):  # safetensors 0.8 makes them readable only by the owner (#782)
             weights.chmod(0o666 & ~umask)
         for entry in (*temp_dir.rglob("*"), temp_dir):
             _flush(entry)
@@ -130,7 +129,7 @@ def check_not_file(output: str | Path) -> None:
 
 @contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Names a file or folder of the output in errors of writing it, which need not name any."""
+    """Names the output file or folder in write errors, which may lack it."""
     try:
         yield
     except OSError as error:
@@ -141,7 +140,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 
 def check_empty(path: str | Path) -> None:
-    """Raises a FileExistsError if there is something under this name that is not an empty folder."""
+    """Raises a FileExistsError if the path exists and is not an empty folder."""
     path = Path(path)
     check_not_file(path)
     check_replaceable(path)
@@ -150,7 +149,7 @@ def check_empty(path: str | Path) -> None:
 
 
 def remove_dir(path: Path) -> None:
-    """Removes a folder, which a kill never leaves half-removed under its name."""
+    """Removes a folder; it is renamed first, so that a kill leaves no partial folder under its name."""
     trash = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
     path.rename(trash / "going")
     shutil.rmtree(trash)
@@ -158,7 +157,7 @@ def remove_dir(path: Path) -> None:
 
 @contextlib.contextmanager
 def warn_on_write_error(path: Path) -> Iterator[None]:
-    """Says in a warning that a picture or a line could not be written, as on a full disk, and lets the run go on."""
+    """Turns the error of writing a figure or a line, for example on a full disk, into a warning."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -167,8 +166,8 @@ def warn_on_write_error(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """A file to write that takes the name `path` when the block ends without an error; else nothing is left of it."""
-    # Another process or thread may be writing a file of this name, which may be as long as a name can be.
+    """Yields a temporary file that is renamed to `path` if the block ends without an error, and removed otherwise."""
+    # Another process or thread may be writing the same file, whose name may have the maximum length.
     partial = path.with_name(f".{path.name[:50]}-{os.getpid()}-{threading.get_ident()}.partial")
     try:
         yield partial
@@ -187,11 +186,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Flushes a file or folder to disk."""
     is_windows = os.name == "nt"
-    if is_windows and path.is_dir():  # which cannot be opened there
+    if is_windows and path.is_dir():  # folders cannot be opened on Windows
         return
-    fd = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # Windows flushes only what may be written
+    fd = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # Windows flushes only writable files
     try:
         os.fsync(fd)
     finally:
@@ -200,9 +199,9 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock_file(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Locks a file; the system releases the lock when the process ends, however that happens.
+    """Locks a file; the operating system releases the lock when the process ends for any reason.
 
-    If another process has it, waits if `wait` is set, and raises a BlockingIOError otherwise.
+    If another process holds the lock, waits if `wait` is set, and raises a BlockingIOError otherwise.
     """
     try:
         import fcntl

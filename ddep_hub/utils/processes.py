@@ -1,4 +1,4 @@
-"""The process, its machine and its fellow processes: precision, memory, state, work that one does for all."""
+"""Processes and hardware: precision, memory, global state, and communication between processes."""
 
 import contextlib
 import ctypes
@@ -43,11 +43,11 @@ TOP_PAD = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Makes malloc keep freed memory for the next allocation instead of returning it to the system.
 
-    On a CPU, torch allocates each activation by malloc, which by default maps every large block anew; the system then
-    clears it page by page, in each step again. Keeping the blocks makes a training step 1.06 to 1.3 times as fast, see
+    On a CPU, torch allocates activations with malloc, which by default maps each large block anew; the system then
+    clears it page by page in every step. Keeping the blocks makes a training step 1.06 to 1.3 times as fast, see
     docs/performance.md. The process does not shrink below its peak.
 
-    Returns whether it does: not without glibc, nor where an environment variable sets up malloc already.
+    Returns whether it was set: not without glibc, nor if an environment variable already configures malloc.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     is_configured = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in tunables
@@ -64,10 +64,10 @@ _FIRST_CONVOLUTIONS = ((2, 2), (3, 2), (4, 4), (7, 4), (8, 8), (12, 12), (14, 14
 
 @functools.cache
 def supports_bf16_convolution(channels: int) -> bool:
-    """Whether this CPU convolves images with this number of channels correctly in bfloat16.
+    """Whether bfloat16 convolutions of images with this number of channels are correct on this CPU.
 
-    With AMX, oneDNN does not for some even numbers of channels and kernels of 4 to 32 pixels, such as 4 channels and
-    patches of 16: the result is noise (torch 2.11 to 2.14). RGB images are not affected.
+    With AMX, oneDNN returns noise for some even numbers of channels and kernels of 4 to 32 pixels, such as 4 channels
+    and patches of 16 (torch 2.11 to 2.14). RGB images are not affected.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, channels, 128, 128, generator=generator)
@@ -89,40 +89,40 @@ def get_native_precision(device: torch.device, channels: int = 3) -> str:
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases have none
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older releases
     is_native = device.type == "cpu" and (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return "bf16" if is_native and supports_bf16_convolution(channels) else "no"
 
 
 def choose_device() -> torch.device:
-    """Where a model runs that is read from a folder: the process's CUDA GPU, or else the CPU.
+    """The device for models loaded from a folder: the process's CUDA GPU, or else the CPU.
 
-    Not on other GPUs, such as a Mac's, for which torch lacks some operators; and on no GPU where `accelerate launch`
-    was told to use the CPU.
+    Other GPUs, such as a Mac's, are not used, because torch lacks some operators for them; nor is any GPU if
+    `accelerate launch` is configured to use the CPU.
     """
     uses_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     return torch.device("cuda" if uses_gpu else "cpu")
 
 
 def get_launcher_precision() -> str | None:
-    """The mixed precision that `accelerate launch` was told; `None` without the launcher."""
+    """The mixed precision of `accelerate launch`; `None` without the launcher."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION")
 
 
-# How long processes wait for each other: the main one may have to list or download millions of files.
+# Timeout of collectives: the main process may have to list or download millions of files.
 TIMEOUT = timedelta(hours=2)
 
 
 def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any) -> Accelerator:
     """Builds the accelerator of a run.
 
-    `mixed_precision` is `"no"`, `"bf16"`, `"fp16"`, or `"auto"` for what `accelerate launch` has been told or, without
-    the launcher, for [`get_native_precision`]. A warning says if bfloat16 gives wrong results with `channels`, the
-    number of channels of the images. `kwargs` are passed on to `Accelerator`.
+    `mixed_precision` is `"no"`, `"bf16"`, `"fp16"`, or `"auto"` for the setting of `accelerate launch` or, without the
+    launcher, [`get_native_precision`]. A warning is given if bfloat16 gives wrong results with `channels`, the number
+    of channels of the images. `kwargs` are passed on to `Accelerator`.
 
     Raises:
-        ValueError: `accelerate launch` shards the model in a way whose weights a checkpoint here would not hold.
-        RuntimeError: There are several processes, but no GPU, and accelerate was not told to use CPUs.
+        ValueError: `accelerate launch` shards the model in a way that is not supported.
+        RuntimeError: There are several processes, but no GPU, and accelerate is not configured to use CPUs.
     """
     device = choose_device()
     if mixed_precision == "auto":
@@ -135,11 +135,11 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
         )
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != mixed_precision:
-        AcceleratorState._reset_state()  # an earlier run of this process, which had another format
-    # A program's first accelerator sets up its processes, including how long they wait for each other.
+        AcceleratorState._reset_state()  # from an earlier run of this process with another precision
+    # A program's first accelerator initialises the process group, including its timeout.
     handlers = [*kwargs.pop("kwargs_handlers", ()), InitProcessGroupKwargs(timeout=TIMEOUT)]
-    # Training here accumulates gradients itself. Without the plugin, the environment variable of `accelerate launch`
-    # would divide them once more.
+    # The trainer accumulates gradients itself. Without the plugin, the environment variable of `accelerate launch`
+    # would divide them a second time.
     kwargs["gradient_accumulation_plugin"] = GradientAccumulationPlugin(num_steps=1)
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers, **kwargs)
     _check_sharding(accelerator)
@@ -165,31 +165,31 @@ def _check_sharding(accelerator: Accelerator) -> None:
         )
 
 
-_run_lock = threading.RLock()  # a comparison's runs are nested in it, in one thread
+_run_lock = threading.RLock()  # reentrant, because a comparison nests its runs in one thread
 
 
 @contextlib.contextmanager
 def isolate_state() -> Iterator[None]:
-    """Context for a run inside another program: it trains even where gradients are off, and may seed at will.
+    """Isolates a run from the program that calls it: gradients are on, and seeding has no effect outside.
 
     New tensors are float32, whatever the program's default. Afterwards, the generators of `random`, NumPy and torch
-    (of GPUs, that of the current one) are as before. So are the mixed precision and the gradient accumulation of the
-    program's own `Accelerator`, which all accelerators share.
+    (and of the current GPU) are restored, as are the mixed precision and gradient accumulation of the program's own
+    `Accelerator`, which all accelerators share.
 
     Raises:
-        RuntimeError: Another thread of the process is in such a context: the two would share all of this.
+        RuntimeError: Another thread of the process is in such a context, with which this state would be shared.
     """
     if not _run_lock.acquire(blocking=False):
         raise RuntimeError(
-            "Another thread of this process is training or evaluating, and random generators and accelerate's state "
-            "are the process's. Start one run after the other, or each in a process of its own."
+            "Another thread of this process is training or evaluating, and threads share random generators and "
+            "accelerate's state. Start one run after the other, or each in its own process."
         )
-    # Leaving inference mode also turns gradients on, whether inference mode or `no_grad` had turned them off. The
-    # generator of a GPU that is not in use yet has no state to keep, and asking for it would initialise the GPU.
+    # Leaving inference mode also enables gradients, whether inference mode or `no_grad` had disabled them. The
+    # generator of an uninitialised GPU has no state to keep, and reading it would initialise the GPU.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
     shared_states = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
-    GradientState._shared_state.clear()  # the program may be between two steps, where no optimizer steps
+    GradientState._shared_state.clear()  # the program may be accumulating gradients, when optimizers do not step
     try:
         random_state = torch.random.fork_rng(devices, device_type="cuda")
         with random_state, torch.inference_mode(False), default_dtype(torch.float32):
@@ -207,7 +207,7 @@ Result = TypeVar("Result")
 
 
 def describe_hardware() -> str:
-    """Describes the hardware of the run's processes in words."""
+    """Describes the hardware of the run's processes."""
     threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
     match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
     processor = match[1].strip() if match else platform.processor() or platform.machine()
@@ -227,13 +227,13 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> R
     """Runs an action in the main process while the others wait; returns its result there, `None` in the others.
 
     An error is raised in every process, in the others as a RuntimeError; otherwise they would wait for the main
-    process until their time-out.
+    process until the timeout.
     """
     result, error = None, None
     if accelerator.is_main_process:
         try:
             result = action()
-        except Exception as caught:  # raised again below, once the others know
+        except Exception as caught:  # raised below, once the others know
             error = caught
     if accelerator.num_processes > 1:
         (message,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])
@@ -258,9 +258,9 @@ def on_parent_death(action: Callable[[], None]) -> None:
 
 @functools.cache
 def end_with_launcher() -> None:
-    """Makes this process get SIGTERM when `accelerate launch` or `torchrun` dies, which may not pass signals on.
+    """Sends SIGTERM to this process when `accelerate launch` or `torchrun` dies, which may not forward signals.
 
-    Started by hand, it outlives the shell as other programs do.
+    Without a launcher, it outlives the shell as other programs do.
     """
     if {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         on_parent_death(lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -8,14 +8,14 @@ from typing import Any
 
 
 _lock = threading.RLock()
-if hasattr(os, "register_at_fork"):  # or a child would wait for a lock that is held by a thread it does not have
+if hasattr(os, "register_at_fork"):  # otherwise a child would wait for a lock held by a thread of its parent
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _changes: dict[Hashable, tuple[int, Callable[[], None]]] = {}
 
 
 @contextlib.contextmanager
 def shared_change(key: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
-    """Changes something that threads share: the first one to enter makes the change, the last one to leave undoes it.
+    """Changes state shared by threads: the first thread to enter makes the change, the last one to leave undoes it.
 
     Otherwise, one thread would undo what another still needs, and that one would later restore the changed state.
     `key` identifies the change; `change` makes it, and returns a function that undoes it.

@@ -1,4 +1,4 @@
-"""Checks argument values from Python code against the types of their fields, and converts them to plain objects."""
+"""Validates argument values from Python code against their fields' types, and converts them to plain objects."""
 
 import argparse
 import difflib
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from transformers.hf_argparser import string_to_bool
 
 
-# How errors name a type, in singular and plural.
+# Names of types in errors, singular and plural.
 TYPE_NAMES = {
     bool: ("true or false", "true or false"),
     int: ("a whole number", "whole numbers"),
@@ -23,13 +23,13 @@ MAX_VALUE_LENGTH = 60  # maximum characters of a value shown in an error
 
 
 class Dataclass(Protocol):
-    """Any dataclass; those of arguments validate themselves in `__post_init__`."""
+    """Any dataclass; argument dataclasses validate themselves in `__post_init__`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 def convert_fields(arguments: Dataclass) -> None:
-    """Converts every field of a dataclass in place, see [`convert`]; its `__post_init__` begins with this.
+    """Converts every field of a dataclass in place, see [`convert`]; called at the start of its `__post_init__`.
 
     In paths, `~` becomes the home folder, as in a shell.
     """
@@ -41,12 +41,13 @@ def convert_fields(arguments: Dataclass) -> None:
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
-    """A value as the plain Python object that a type hint asks for; `name` is what an error calls it.
+    """Converts a value to the plain Python object of a type hint; `name` is its name in errors.
 
-    Only plain objects can be written to YAML and JSON: NumPy's scalars, arrays and tensors become numbers and lists,
-    and paths become text. Text is read as on the command line, a number without a fraction counts as a whole one, a
-    number stands for text, and a single value for a list of one. `hint` is `bool`, `int`, `float`, `str`, a `Literal`
-    of texts, a `list` of one of these, or any of these with `| None`. Raises a ValueError that says what is allowed.
+    Only plain objects can be written to YAML and JSON: NumPy scalars, arrays and tensors become numbers and lists, and
+    paths become strings. Strings are parsed as on the command line, floats without a fraction become integers if the
+    hint is `int`, numbers become strings if it is `str`, and a single value becomes a list if it is a list. `hint` is
+    `bool`, `int`, `float`, `str`, a `Literal` of strings, a `list` of one of these, or any of these with `| None`.
+    Raises a ValueError that says what is allowed.
     """
     try:
         return _convert_value(value, hint)
@@ -71,10 +72,10 @@ _USUAL_NAMES = {
 
 
 def did_you_mean(name: str, names: list[str]) -> str:
-    """The name in quotes, and the one that was meant.
+    """The name in quotes, with a suggestion.
 
-    That is ours for another library's, such as `learning_rate` for `lr`; `eval_split` for `split`; else the most
-    similar one.
+    That is our name for another library's, such as `learning_rate` for `lr`; `eval_split` for `split`; else the most
+    similar name.
     """
     usual_matches = [other for other in names if other == _USUAL_NAMES.get(name.replace("-", "_"))]
     suffix_matches = [other for other in names if other.endswith(f"_{name}")]
@@ -84,7 +85,7 @@ def did_you_mean(name: str, names: list[str]) -> str:
 
 def _convert_value(value: Any, hint: Any) -> Any:
     if isinstance(value, str):
-        value = str.__str__(value)  # of NumPy's strings and of enums
+        value = str.__str__(value)  # for NumPy strings and enums
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "tolist"):
@@ -93,7 +94,7 @@ def _convert_value(value: Any, hint: Any) -> Any:
         return None
     hint = _strip_none(hint)
     if typing.get_origin(hint) is list:
-        if isinstance(value, Mapping | Set | bytes | bytearray):  # which have no items in order, or no texts
+        if isinstance(value, Mapping | Set | bytes | bytearray):  # unordered, or not text
             raise TypeError
         values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
         return [_convert_value(item, typing.get_args(hint)[0]) for item in values]

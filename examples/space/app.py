@@ -38,9 +38,9 @@ On a Space, set the variable `DDEP_MODELS` to ids of models on the Hub, separate
 NO_DENOISER = """**No denoising model yet.** Pass the `final` folder of a pretraining run, or its Hub id, to
 `--denoisers`. On a Space, set the variable `DDEP_DENOISERS`; several ids are separated by commas."""
 SHIPPED = "ddep-efficientnet-lite0"
-# Indices of rendered scenes that show most classes. No split of the embedded data set has their seed.
+# Indices of rendered scenes that show most classes. Their seed is not used in any split of the data set.
 EXAMPLES = (21, 2, 35)
-# Low to high, dark to light, so that it also reads in grey.
+# From dark to light, so that it is also readable in greyscale.
 SCALE = ((45, 20, 90), (30, 105, 140), (85, 185, 110), (250, 230, 70))
 Components = Sequence[gr.components.Component]
 # Fonts that come with Gradio, so that nothing is downloaded; its semi-bold ones lack most letters.
@@ -87,7 +87,7 @@ def confidence_map(result: Segmentation) -> Image.Image:
 
 
 def confidence_scale(result: Segmentation) -> str:
-    """HTML colour scale of the map, and the mean over the image."""
+    """HTML colour bar of the map, and the mean over the image."""
     number = result.classes.num_classes
     colors = ", ".join("rgb({}, {}, {})".format(*color) for color in SCALE)
     return (
@@ -140,7 +140,7 @@ def build(models: Sequence[str], denoisers: Sequence[str]) -> gr.Blocks:
     """The app.
 
     Args:
-        models: Fine-tuned models to choose from, folders or Hub ids; without any, the page says how to get one.
+        models: Fine-tuned models to choose from, folders or Hub ids; without any, the page explains how to get one.
         denoisers: Models pretrained by denoising.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
@@ -180,7 +180,7 @@ def _denoise_tab(denoisers: Sequence[str]) -> None:
             upload = _upload("denoise")
             model = gr.Dropdown(list(denoisers), value=denoisers[0], label="Checkpoint")
             sigma = gr.Slider(
-                # Not 0, as the prediction is divided by it.
+                # Not 0, because the prediction is divided by it.
                 minimum=0.01,
                 maximum=1,
                 value=0.22,

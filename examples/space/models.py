@@ -1,4 +1,4 @@
-"""What the app does with an image: segmentation and denoising, at sizes that a small machine can handle."""
+"""The app's segmentation and denoising, at image sizes that a small machine can handle."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,7 +85,7 @@ def read_upload(path: str | Path, model: str | None = None) -> AnyImage:
     image = decode_image(path, 3 if model is None else stored_config(model).get("num_channels", 3))
     width, height = image.size
     if min(image.size) < MIN_SIDE:
-        raise ValueError(f"The image has {width} x {height} pixels. Give one of at least {MIN_SIDE} each way.")
+        raise ValueError(f"The image has {width} x {height} pixels. Both sides must have at least {MIN_SIDE}.")
     if max(image.size) > MAX_RATIO * min(image.size):
         raise ValueError(
             f"The image has {width} x {height} pixels. Crop it: one side may be {MAX_RATIO} times the other."
@@ -158,8 +158,8 @@ def denoise_image(image: AnyImage, name: str, sigma: float, seed: int) -> Denois
         raise ValueError(f"sigma is {sigma}. Set a noise level above 0.")
     model, processor = _denoiser(name)
     if model.config.corruption in PREDICTED:
-        raise ValueError(f"{name} was pretrained with {model.config.corruption} images. Choose one of noisy images.")
-    # At its own scale: the noise level belongs to pixels, not to objects.
+        raise ValueError(f"{name} was pretrained with {model.config.corruption} images. Choose a denoising model.")
+    # At its own scale, because the noise level refers to pixels, not to objects.
     clean = processed(fitted(image, MAX_DENOISED), processor, do_resize=False).to(DEVICE)
     noise = validation_noise(clean, seed)
     noisy, restored = clean + sigma * noise, restore(model, clean, noise, sigma)

@@ -92,7 +92,7 @@ def test_a_card_from_elsewhere_is_left_as_it_is(final, capsys, missing):
     (final / missing).unlink()
     (final / "README.md").write_text("Mine.\n")
     assert main(["card", str(final)]) == 0
-    assert f"left as it is: there is no {missing}" in capsys.readouterr().out and read(final) == "Mine.\n"
+    assert f"is unchanged: there is no {missing}" in capsys.readouterr().out and read(final) == "Mine.\n"
 
 
 def test_an_evaluation(final, scenes, tmp_path):
@@ -100,7 +100,7 @@ def test_an_evaluation(final, scenes, tmp_path):
     where = ["--model", str(final), "--data", str(scenes), "--output_dir", str(evaluation), "--flip"]
     assert main(["evaluate", *where]) == 0
     assert main(["card", str(final), "--evaluation", str(evaluation)]) == 0
-    assert "and the mirrored images" in read(final) and "boundary IoU" in read(final)
+    assert "and horizontal flips" in read(final) and "boundary IoU" in read(final)
     assert "![Confusion matrix](confusion.png)" in read(final)
     assert (final / "confusion.png").read_bytes() == (evaluation / "confusion.png").read_bytes()
 

@@ -326,7 +326,7 @@ def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
     assert "correct the model's config.id2label" in error and "(0: own 0, 1: own 1, 2: own 2, ...)" in error
     DDePForSemanticSegmentation(hybrid_config(num_labels=len(names))).save_pretrained(tmp_path / "unnamed")
     assert main(["evaluate", "--model", str(tmp_path / "unnamed"), "--data", str(data)]) == 0
-    assert "no class names: its classes are taken to be those of the data" in capsys.readouterr().out
+    assert "no class names: its classes are assumed to be the data's" in capsys.readouterr().out
 
 
 def test_a_mistake_is_one_line_and_its_traceback_is_there_to_debug(data, tmp_path, capsys, monkeypatch):
@@ -355,7 +355,7 @@ def test_errors_of_the_system_name_the_file_and_what_to_do():
         ("config.json", {"decoder_norm": "layer"}, "'decoder_norm' expected one of"),
         ("config.json", {"decoder_bottleneck_size": 8}, "Set encoder_name and decoder_bottleneck_size as in"),
         ("config.json", {"id2label": ["sky"]}, "id2label must map ids to names"),
-        ("config.json", [], "config.json must hold a JSON object"),
+        ("config.json", [], "config.json must contain a JSON object"),
         ("preprocessor_config.json", [], "preprocessor_config.json cannot be used"),
         ("preprocessor_config.json", {"size": {"side": 3}}, "preprocessor_config.json cannot be used"),
         ("preprocessor_config.json", {"image_std": None}, "preprocessor_config.json cannot be used"),

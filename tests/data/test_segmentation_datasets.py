@@ -206,7 +206,7 @@ def test_a_turned_image_whose_mask_fits_either_way_is_told(root, size, orientati
     upright = size[::-1] if orientation == 6 else size
     put_mask(root / "annotations" / "val" / "v.png", upright)
     assert SegmentationFolder(root, "val").mask(0).shape == upright[::-1]
-    assert any("v.png is turned by its EXIF orientation" in str(item.message) for item in recwarn) is is_told
+    assert any("v.png is rotated by its EXIF orientation" in str(item.message) for item in recwarn) is is_told
 
 
 def test_a_name_of_the_hub_does_not_choose_the_split():

@@ -59,12 +59,12 @@ def assert_same(found, expected):
 
 
 def states_after(batches):
-    states = {batch["lane"]: batch["state"] for batch in batches}
+    states = {batch["virtual_worker"]: batch["state"] for batch in batches}
     return json.loads(json.dumps(states))
 
 
 SETUPS = {
-    "one lane": {"counts": [[11]]},
+    "one virtual worker": {"counts": [[11]]},
     "windows across shards": {"counts": [[3, 5, 1, 4, 7, 2, 6]], "window": 18},
     "two sources": {"counts": [[9, 4, 7, 5], [3, 6, 2, 5, 4]], "weights": [0.7, 0.3]},
     "held out and broken": {
@@ -82,7 +82,9 @@ def test_resuming_at_any_step_gives_the_rest(name):
     counts = setup.pop("counts")
     whole = load(stream(*counts, **setup))
     assert max(source["epoch"] for batch in whole for source in batch["state"]["sources"]) >= 2
-    assert [batch["lane"] for batch in whole] == [step % stream(*counts, **setup).lanes for step in range(30)]
+    assert [batch["virtual_worker"] for batch in whole] == [
+        step % stream(*counts, **setup).virtual_workers for step in range(30)
+    ]
     for step in range(31):
         rest = load(stream(*counts, start=step, states=states_after(whole[:step]), **setup))
         assert_same(rest, whole[step:])
@@ -92,7 +94,7 @@ def test_resuming_at_any_step_gives_the_rest(name):
 def test_what_a_step_holds_does_not_depend_on_the_workers(start):
     whole = load(stream([3, 5, 1, 4], [2, 3, 2, 4], weights=[1, 2]))
     data = stream([3, 5, 1, 4], [2, 3, 2, 4], weights=[1, 2], start=start, states=states_after(whole[:start]))
-    assert data.lanes == 4
+    assert data.virtual_workers == 4
     assert data.usable_workers(3) == 2
     assert_same(load(data, num_workers=2), whole[start:])
 
@@ -166,23 +168,23 @@ def test_bad_files_are_named_or_skipped():
 def test_too_few_shards_or_images_are_told(monkeypatch):
     with pytest.raises(ValueError, match=r"a has 3 shard.*4 processes.*at least 4 shards, or start at most 3 process"):
         stream([1, 1, 1], rank=0, world_size=4)
-    with pytest.raises(ValueError, match="num_validation is 3, but a holds 3 images in all"):
+    with pytest.raises(ValueError, match="num_validation is 3, but a has only 3 images"):
         stream([1, 2], num_validation=3)
     with pytest.raises(ValueError, match="a gave no image in 100 epochs"):
         load(stream([0]))
     monkeypatch.setattr(streaming, "get_worker_info", lambda: SimpleNamespace(num_workers=3, id=0))
     with pytest.raises(ValueError, match=r"num_workers is 3.*num_workers=2"):
         next(iter(stream([1] * 4)))
-    assert stream([1] * 100).lanes == 8
-    assert stream([1] * 7, world_size=3, rank=2).lanes == 2
+    assert stream([1] * 100).virtual_workers == 8
+    assert stream([1] * 7, world_size=3, rank=2).virtual_workers == 2
     assert [stream([1] * 4).usable_workers(number) for number in (0, 1, 3, 9)] == [0, 1, 2, 4]
 
 
 def test_states_of_another_run_are_refused():
-    with pytest.raises(ValueError, match="states lacks lane 0"):
+    with pytest.raises(ValueError, match="states lacks virtual worker 0"):
         stream([5], start=3)
     states = states_after(load(stream([5, 5], end=5)))
-    with pytest.raises(ValueError, match=r"lane \d was stored after step \d, .* start_step 7"):
+    with pytest.raises(ValueError, match=r"virtual worker \d is of step \d, .* start_step 7"):
         stream([5, 5], start=7, states=states)
     with pytest.raises(ValueError, match=r"stored with shards \[2\], but now it is \[3\]"):
         stream([5, 5, 5], start=5, states=states)

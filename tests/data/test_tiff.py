@@ -59,12 +59,12 @@ def test_what_pillow_reads_wrongly_is_refused_where_it_reads_alone(tmp_path, mon
 
 def test_signed_bytes_and_a_first_page_that_is_a_copy_are_refused(tmp_path):
     path = write(tmp_path / "signed.tif", np.array([[-1, 0], [1, 100]], np.int8))
-    with pytest.raises(BadFileError, match=r"signed\.tif holds signed 8-bit values"):
+    with pytest.raises(BadFileError, match=r"signed\.tif has signed 8-bit values"):
         decode_image(path)
     with tifffile.TiffWriter(tmp_path / "copy.tif") as file:
         file.write(RGB[::4, ::4], subfiletype=1)
         file.write(RGB)
-    with pytest.raises(BadFileError, match=r"copy\.tif begins with a reduced copy"):
+    with pytest.raises(BadFileError, match=r"copy\.tif starts with a reduced copy"):
         decode_image(tmp_path / "copy.tif")
 
 
@@ -126,7 +126,7 @@ def test_pages_that_were_written_one_by_one(tmp_path, options):
 
 def test_files_of_several_images_are_refused_unless_the_others_are_smaller(tmp_path):
     for pages in ([RGB[::4, ::4], RGB], [RGB, RGB[..., 0]]):
-        with pytest.raises(BadFileError, match=r"holds images of several sizes or kinds; save each as a file"):
+        with pytest.raises(BadFileError, match=r"has images of several sizes or kinds; save each as a separate file"):
             decode_image(write_pages(tmp_path / "a.tif", pages))
     assert np.array_equal(pixels_of(decode_image(write_pages(tmp_path / "a.tif", [RGB, RGB[::4, ::4]]))), RGB)
 
@@ -135,7 +135,7 @@ def test_positions_of_several_channels_are_no_channels(tmp_path):
     positions = [np.stack([RGB[..., 0], RGB[..., 1] + np.uint8(number)]) for number in range(3)]
     path = write_pages(tmp_path / "a.ome.tif", positions, ome=True)
     for channels in (2, 6):
-        with pytest.raises(BadFileError, match=r"holds 3 images \(series\); save each as a file of its own"):
+        with pytest.raises(BadFileError, match=r"has 3 images \(series\); save each as a separate file"):
             decode_image(path, channels)
 
 
@@ -272,7 +272,7 @@ def test_a_palette_is_colours_unless_it_is_imagejs_way_to_show_grey(tmp_path):
     table = np.random.default_rng(0).integers(0, 65536, (3, 256), dtype=np.uint16)
     path = write(tmp_path / "a.tif", FIRST[0], photometric="palette", colormap=table)
     np.testing.assert_allclose(pixels_of(decode_image(path)), table.T[FIRST[0]] / 257, atol=1)
-    with pytest.raises(BadFileError, match=r"a\.tif holds palette colours; convert it to RGB or grey"):
+    with pytest.raises(BadFileError, match=r"a\.tif has palette colours; convert it to RGB or grey"):
         decode_image(path, 1)
     path = write(tmp_path / "b.tif", FIRST[0], photometric="palette", colormap=table, description="ImageJ=1.54f\n")
     np.testing.assert_array_equal(decode_image(path, 1).pixels[0], FIRST[0])

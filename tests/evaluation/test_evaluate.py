@@ -51,7 +51,7 @@ def test_images_of_another_scale_than_those_of_training(action, folder, scenes, 
 
     model.config.image_scale_range = [0.9, 1.1]
     monkeypatch.setattr(image_conversion, "_warned", set())
-    said = r"64x64 .* by a factor of 0\.25, those of training by 0\.90 to 1\.10"
+    said = r"64x64 .* by a factor of 0\.25, training images by 0\.90 to 1\.10"
     with pytest.warns(UserWarning, match=said) as caught:
         run()
     assert "set image_size=64, and `window`" in str(caught[0].message)
@@ -140,7 +140,7 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
         (np.full((96, 128), 77), ValueError, r"of a holds 77: class ids are 0 to \d, and 255 is ignored"),
         (np.full((96, 128), -1), ValueError, "of a holds -1: class ids"),
         (np.zeros((48, 64), int), ValueError, r"of a has shape \(48, 64\), but its image 96x128"),
-        (torch.zeros(96, 128), TypeError, r"of a is a Tensor\. Give an array \(height, width\)"),
+        (torch.zeros(96, 128), TypeError, r"of a must be an array \(height, width\), got Tensor"),
     ],
 )
 def test_samples_of_a_dataset_object_are_checked(annotation, error, message, folder):
@@ -156,7 +156,7 @@ def test_samples_of_a_dataset_object_are_checked(annotation, error, message, fol
     with pytest.raises(error, match=f"^data: `annotation` {message}"):
         ddep_hub.evaluate(folder, Own())
     Own.classes = ["sky"]
-    with pytest.raises(TypeError, match=r"data: its `classes` is a list\. Give a ddep_hub\.data\.classes\.ClassTable"):
+    with pytest.raises(TypeError, match=r"data: `classes` is a list\. Pass a ddep_hub\.data\.classes\.ClassTable"):
         ddep_hub.evaluate(folder, Own())
 
 
@@ -175,12 +175,17 @@ SAMPLE = {"image": Image.new("RGB", (64, 48)), "annotation": MASK}
 @pytest.mark.parametrize(
     ("samples", "sample_ids", "error", "message"),
     [
-        ([{**SAMPLE, "image": np.zeros((48, 64, 3))}], ["a"], TypeError, "`image` of a is of type ndarray. Give"),
-        ([(SAMPLE["image"], MASK)], ["a"], TypeError, "the item of a is a tuple. Give a dictionary with"),
-        ([{"image": SAMPLE["image"]}], ["a"], TypeError, "the item of a has the keys image. Give a dictionary"),
-        ([SAMPLE] * 2, ["a"], ValueError, "it has 2 items, but 1 sample_ids. Give each item its own."),
-        ([SAMPLE] * 2, ["a", "a"], ValueError, "2 of its sample_ids are 'a'. Give each item its own."),
-        ([SAMPLE] * 2, [1, 2], TypeError, "its sample_ids hold 1. Give texts."),
+        (
+            [{**SAMPLE, "image": np.zeros((48, 64, 3))}],
+            ["a"],
+            TypeError,
+            "`image` of a must be a PIL image, got ndarray.",
+        ),
+        ([(SAMPLE["image"], MASK)], ["a"], TypeError, "the item of a is a tuple. It must be a dictionary with"),
+        ([{"image": SAMPLE["image"]}], ["a"], TypeError, "the item of a has the keys image. It must be a dictionary"),
+        ([SAMPLE] * 2, ["a"], ValueError, "2 items have 1 sample_ids. Pass one sample id per item."),
+        ([SAMPLE] * 2, ["a", "a"], ValueError, "sample_ids must be unique, but 2 are 'a'."),
+        ([SAMPLE] * 2, [1, 2], TypeError, "sample_ids must be strings, got 1."),
     ],
 )
 def test_items_of_a_dataset_object_are_pictures_with_a_name_each(samples, sample_ids, error, message, model_of):

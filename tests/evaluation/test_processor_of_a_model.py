@@ -71,7 +71,7 @@ def test_a_processor_that_cannot_be_had_is_no_missing_one(folder, scenes, tmp_pa
     monkeypatch.chdir("/")
     assert np.array_equal(ddep_hub.predict(model, image), ddep_hub.predict(folder, image))
     shutil.rmtree(copied)
-    with pytest.raises(FileNotFoundError, match=r"processor: .*runs/final.*no longer there"):
+    with pytest.raises(FileNotFoundError, match=r"processor: .*runs/final.*no longer exists"):
         ddep_hub.predict(model, image)
 
 

@@ -252,7 +252,7 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
     assert parsed(ours).data.base_model == "org/ddep"
     add_results(ours, baseline=other)
     text = parsed(ours).text
-    assert "another decoder" not in text
+    assert "another architecture" not in text
     assert "| mIoU | 50.00 | 40.00 |" in text and f"| IoU {NAMES[0]} | 25.00 | 25.00 |" in text
     assert "seeds 0 and 7" in text and "learning rate 0.5" in text
     for name, said, fields in (
@@ -304,7 +304,7 @@ def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
     assert "| mIoU | 61.00 |" in card.text and "| boundary IoU | 30.00 |" in card.text
     assert "60 images of `roads`, split `test`,\nresized to a shorter side of 90 pixels" in card.text
     assert "Sliding window 64x96, stride 32x48, hann blending." in card.text
-    assert "Averaged over scales 0.5, 1.0 and the mirrored images." in card.text
+    assert "Averaged over scales 0.5, 1.0 and horizontal flips." in card.text
     assert card.data.eval_results[0].metric_value == 0.61 and card.data.eval_results[0].dataset_split == "test"
     assert "someone" not in (folder / "evaluation.json").read_text()
     for changes, said in (

@@ -72,7 +72,7 @@ def test_the_current_folder_and_links_out_of_it(hub, folder, tmp_path, monkeypat
     assert set(own_files(hub.repositories["org/name"])) == FILES
     weights = (folder / "model.safetensors").rename(tmp_path / "weights")
     (folder / "model.safetensors").symlink_to(weights)
-    with pytest.raises(ValueError, match=r"model\.safetensors is a link out of the folder\. Replace it"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is a link to outside the folder\. Replace it"):
         publish_folder(folder, "org/name")
     (tmp_path / "run").mkdir()
     folder.rename(tmp_path / "run" / "final")
@@ -305,7 +305,7 @@ def test_the_encoder_of_a_model_in_half_precision_is_not_left_out(hub, decoder_o
     """It may have been trained before it was rounded."""
     whole = decoder_only[0].parent / "whole"
     DDePForPreTraining.from_pretrained(whole).bfloat16().save_pretrained(whole)
-    with pytest.raises(ValueError, match="is in half precision, which does not tell whether it was trained"):
+    with pytest.raises(ValueError, match="is in half precision, so whether it was trained is unknown"):
         publish_folder(whole, "org/name", decoder_only=True)
 
 

@@ -127,8 +127,8 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     assert not (decoder / "predictions.png").exists()  # the user's own images, and nobody allowed it
     report = (tmp_path / "report.md").read_text()
     assert "validation images" not in report
-    assert "1 seed cannot tell a gain from chance" in report and f"| {MASKED_METHOD} |" in report
-    assert "1 seed cannot tell" in capsys.readouterr().out
+    assert "1 seed cannot distinguish a gain from chance" in report and f"| {MASKED_METHOD} |" in report
+    assert "1 seed cannot distinguish" in capsys.readouterr().out
     with Image.open(tmp_path / "examples.png") as picture:
         assert picture.width > 4 * 192  # image, truth, and two predictions
     kept = sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/final"))
@@ -176,7 +176,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     assert abs(seconds - 1800) < 10
     assert abs(steps.finetuning / 600 - steps.pretraining / 1500) < 0.01
     assert fit_steps(args, build_study(args)) == steps  # from the file: the clock would stop
-    assert "`minutes` changes neither" in capsys.readouterr().out
+    assert "`minutes` does not change" in capsys.readouterr().out
     steps_file = tmp_path / "steps.json"
 
     @contextlib.contextmanager
@@ -244,7 +244,7 @@ def test_advice():
     assert sure == (
         "Use DDeP on your images (`--preset few-labels --unlabelled ... --pretraining_corruption scaled "
         "--decoder_hidden_sizes 8 4`): +4.0 points of mIoU over a random decoder with 2 labels (95% interval +3.9 to "
-        "+4.2). It is the best of 2, so a part of its lead may be luck."
+        "+4.2). It is the best of 2, so part of the gain may be chance."
     )
     assert recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55])).endswith("+4.2).")  # nothing to choose from
     own = {"encoder_name": "resnet18", "num_channels": 1, "image_mean": [0.1], "image_size": 80, "classes": "a.json"}
@@ -261,7 +261,7 @@ def test_advice():
         "Use a random decoder (`--preset few-labels --decoder_hidden_sizes 8 4`): with 2"
     )
     unfinished = recommend(rows(random=[50, 52, 51], other=[50, 53, 50.5], target=[60, 62]))
-    assert "(other), but DDeP on your images lack seeds" in unfinished
+    assert "(other), but DDeP on your images have too few seeds" in unfinished
     assert recommend(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith("Use a random")  # 2, 1, 1: by chance
     assert "(`--pretrained other`): +2.0" in recommend(
         rows(random=[50, 52, 51], target=[51, 53, 52], other=[52, 54, 53])
@@ -269,7 +269,7 @@ def test_advice():
     assert "random decoder: with 2 labels" in recommend(rows(random=[50, 52, 51], target=[44, 46, 45]))
     assert "at least 3" in recommend(rows(random=[50, 52], target=[60, 62]))
     assert recommend(rows(random=[50], target=[60])).startswith("1 seed cannot")
-    assert "yet to compare with" in recommend(rows(target=[60, 62, 61]))
+    assert "to compare with yet" in recommend(rows(target=[60, 62, 61]))
     for other in ({"target": [60, 62]}, {}):  # with fewer seeds, or nothing, there is no comparison
         assert recommend(rows(random=[50, 52, 51], **other)).startswith("No other method has 3 seeds with 2 labels")
 
@@ -281,7 +281,7 @@ def test_advice():
         ({"data": "x", "study": "y", "minutes": 5.0}, "minutes is for comparisons"),
         ({"data": "x", "minutes": -1.0}, "minutes must be positive"),
         ({"data": "x", "labels": [0]}, "labels must be positive"),
-        ({"data": "x", "labels": [2], "fractions": ["1/2"]}, "labels and fractions both say"),
+        ({"data": "x", "labels": [2], "fractions": ["1/2"]}, "labels and fractions both set"),
         ({"data": "x", "study": "y", "mask_dir": "masks"}, "mask_dir is for comparisons"),
         ({"data": "x", "study": "y", "mask_column": "label"}, "mask_column is for comparisons"),
     ],
@@ -298,7 +298,7 @@ def test_rows_without_unlabelled_images_are_not_those_with(first, data, tmp_path
     for _ in range(2):
         check_data(studies[first], tmp_path)
     (other,) = (study for name, study in studies.items() if name != first)
-    with pytest.raises(ValueError, match="from other images than `images` now has"):
+    with pytest.raises(ValueError, match="from other images than `images`: names"):
         check_data(other, tmp_path)
 
 
@@ -308,5 +308,5 @@ def test_unlabelled_images_of_joint_denoising_are_those_of_the_rows(data, tmp_pa
     check_data(study, tmp_path)
     check_data(study, tmp_path)
     other = dataclasses.replace(study, images=[str(data / "images" / "train")])
-    with pytest.raises(ValueError, match="other images than `images` now has"):
+    with pytest.raises(ValueError, match="other images than `images`: names"):
         check_data(other, tmp_path)

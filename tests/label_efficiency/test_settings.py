@@ -241,7 +241,7 @@ def test_lists_and_encodings_that_cannot_be_read_are_named(write, tmp_path):
 def test_a_report_of_no_rows_is_an_error(write, tmp_path):
     args = StudyArguments(study=str(write()), output_dir=str(tmp_path / "none"), report_only=True)
     for each in (args, StudyArguments(output_dir=str(tmp_path / "none"), report_only=True)):
-        with pytest.raises(FileNotFoundError, match=r"report_only: .*none holds no results\.csv"):
+        with pytest.raises(FileNotFoundError, match=r"report_only: .*none has no results\.csv"):
             compare(each)
     assert not (tmp_path / "none").exists()
     (tmp_path / "none").mkdir()
@@ -252,7 +252,7 @@ def test_a_report_of_no_rows_is_an_error(write, tmp_path):
 
 
 def test_methods_that_would_share_folders_are_refused(write):
-    with pytest.raises(ValueError, match=r"study\.yaml: two methods have names that differ in .* Rename one"):
+    with pytest.raises(ValueError, match=r"study\.yaml: the names of two methods differ only in .* Rename one"):
         read_study(write(methods={"a/b": {}, "a_b": {}, **CONTENT["methods"]}))
 
 

@@ -431,7 +431,7 @@ def test_masks_that_number_their_objects_are_one_class(tmp_path, suffix, numbers
     assert all(np.array_equal(found[name], mask > 0) for name, mask in masks.items())
 
     # Without preparing them, the file to save says the same.
-    with pytest.raises(FileNotFoundError, match="Each mask numbers its objects") as caught:
+    with pytest.raises(FileNotFoundError, match="These are instance masks") as caught:
         SegmentationFolder(source, "train")
     (source / "classes.json").write_text(str(caught.value)[str(caught.value).index("{") :])
     dataset = SegmentationFolder(source, "train")

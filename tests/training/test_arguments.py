@@ -282,6 +282,6 @@ def test_compare_takes_keywords_beside_arguments(tmp_path):
 
 def test_compare_without_data_needs_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"data: none is given.*Pass your labelled images as data"):
+    with pytest.raises(FileNotFoundError, match=r"data: pass your labelled images as data.*only in the repository"):
         compare(output_dir=str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

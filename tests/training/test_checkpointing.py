@@ -113,7 +113,7 @@ def test_a_damaged_file_is_named_with_the_checkpoint_that_is_left(tmp_path, name
         (path / name).write_bytes(content)
     else:
         (path / name).unlink()
-    with pytest.raises(CheckpointError, match=rf"step-10 is damaged: .*{name}.*step-5 is still there"):
+    with pytest.raises(CheckpointError, match=rf"step-10 is damaged: .*{name}.*step-5 still exists"):
         read_checkpoint(path, FINGERPRINT)
     assert read_checkpoint(find_checkpoint(tmp_path, str(tmp_path / "checkpoints" / "step-5")), FINGERPRINT).step == 5
 
@@ -153,7 +153,7 @@ def small_files_alone():
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path):
     write(tmp_path, 5)
-    said = r"step-10 could not be written: .*it needs about 2 MB, \d+ MB are free.*step-5 is still there.*Go on\."
+    said = r"step-10 could not be written: .*it needs about 2 MB, \d+ MB are free.*step-5 still exists.*Go on\."
     with pytest.raises(CheckpointError, match=said), small_files_alone():
         write(tmp_path, 10, size=100_000)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]

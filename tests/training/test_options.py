@@ -485,7 +485,7 @@ def test_single_images_that_a_norm_cannot_take_are_refused_before_the_first_step
         "batch_size": 1,
         "output_dir": str(tmp_path / "run"),
     }
-    with pytest.raises(ValueError, match=r"batch_size leaves single images.*resnest14d"):
+    with pytest.raises(ValueError, match=r"batch_size: with one image at a time.*resnest14d"):
         ddep_hub.finetune(**options)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*/*"))
     assert ddep_hub.finetune(**options, freeze_encoder=True)["labelled"] > 0

@@ -109,9 +109,9 @@ def test_pretraining_on_masked_images(pretrain_arguments, tmp_path, capsys):
     assert 0 < results["predicting_mean"] and "predicting_zero" not in results
     final = tmp_path / "run" / "final"
     card = (final / "README.md").read_text()
-    assert "by filling in masked patches" in card and "The encoder was frozen; the decoder learned to" in card
-    assert "| Objective | 50% of the patches of 8x8 pixels masked and predicted |" in card
-    assert "| Method | frozen encoder, decoder trained to fill in masked patches |" in card
+    assert "by masked image modelling" in card and "The encoder was frozen; the decoder learned to" in card
+    assert "| Objective | 50% of the patches of 8x8 pixels are masked and predicted |" in card
+    assert "| Method | frozen encoder, decoder trained to predict masked patches |" in card
     assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card
     assert f"| Mean of the visible pixels | {results['predicting_mean']:.4f} |" in card
     assert "noise" not in card
@@ -135,12 +135,13 @@ def test_pretraining_on_features(pretrain_arguments, tmp_path, capsys):
     assert "Error of the predicted features on validation images: " in capsys.readouterr().out
     final = tmp_path / "run" / "final"
     card = (final / "README.md").read_text()
-    assert "learned to predict the encoder's features of an image from the image at half its size." in card
-    assert "| Method | frozen encoder, decoder trained to predict the encoder's features at twice the size |" in card
-    assert f"features of crops of {2 * args.crop_size} pixels predicted from the crops at half their size |" in card
+    assert "learned to predict the encoder's features of an image from a copy at half the resolution." in card
+    method = "frozen encoder, decoder trained to predict the encoder's features at twice their resolution"
+    assert f"| Method | {method} |" in card
+    assert f"features of crops of {2 * args.crop_size} pixels from the crops at half the resolution |" in card
     assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card and "noise" not in card
-    assert f"| Features of the image at half its size | {results['upsampled_features']:.4f} |" in card
-    assert "![Image, image at half its size, encoder's features, predicted features](predictions.png)" in card
+    assert f"| Upsampled features of the downsampled image | {results['upsampled_features']:.4f} |" in card
+    assert "![Image, downsampled image, encoder's features, predicted features](predictions.png)" in card
     model = DDePForPreTraining.from_pretrained(final)
     assert model.config.prediction_type == "features" and not model.config.image_skip
     segmentation = DDePForSemanticSegmentation.from_pretrained(final, num_labels=3)
@@ -157,7 +158,7 @@ def test_another_objective_is_one_class(pretrain_arguments, tmp_path):
     class HalfTrainer(PretrainTrainer):
         def __init__(self, args):
             super().__init__(args)
-            self.facts["method"] = "the decoder fills in the masked half of an image"
+            self.run_info["method"] = "the decoder fills in the masked half of an image"
 
         def loss_sums(self, model, batch, step, positions):
             return [self.error(model, self.normalize(batch["pixel_values"])) * batch["pixel_values"].numel()]

@@ -258,7 +258,7 @@ def test_a_model_in_half_precision_is_trained_in_float32(dtype, tmp_path, conv_c
     classes = ClassTable(names=("a", "b"), colors=((0, 0, 0), (9, 9, 9)))
     other, _ = finetuning_model(FinetuneArguments(pretrained=str(tmp_path)), classes)
     assert {p.dtype for net in (model, other) for p in net.parameters()} == {torch.float32}
-    assert f"is stored in {str(dtype)[6:]}; it is trained, and saved, in float32" in caplog.text
+    assert f"is stored in {str(dtype)[6:]}; it is trained and saved in float32" in caplog.text
 
 
 def test_a_file_of_encoder_weights_beside_a_whole_model_is_refused(tmp_path, hybrid_config):

@@ -115,7 +115,7 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
     assert stage["images"] == f"{images - stage['arguments']['num_val_images']} images"
     assert stage["arguments"]["scale"] == [0.5, 2.0]  # crops as in fine-tuning
     card = (run / "final" / "README.md").read_text()
-    assert "| First stage | random decoder, trained to predict the noise" in card and "2 steps of 2" in card
+    assert "| Pretraining stage | random decoder, trained to predict the noise" in card and "2 steps of 2" in card
     decoder, model = weights(run, "pretraining/final"), weights(run)
     assert not any("encoder" in name for name in decoder)  # decoder-only
     assert {name for name in decoder if "decoder" in name} <= model.keys()
@@ -166,7 +166,7 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
 def test_the_first_stage_on_masked_images(finetuning):
     run = finetuning(encoder_name=LITE0, pretraining_corruption="masked", denoising_weight=0.1)
     card = (run / "final" / "README.md").read_text()
-    assert "trained to fill in masked patches (50% of those of 16 px) of" in card and "sigma" not in card
+    assert "trained to predict masked patches (50% of those of 16 px) of" in card and "sigma" not in card
     # Joint denoising fills in patches, too: its head sees the decoder's 8 channels, and not the image, which the head
     # that removes noise sees on this encoder.
     assert weights(run, "checkpoints/step-4")["noise_head.weight"].shape == (3, 8, 3, 3)
@@ -175,7 +175,7 @@ def test_the_first_stage_on_masked_images(finetuning):
 def test_the_first_stage_on_features(finetuning):
     run = finetuning(encoder_name=LITE0, pretraining_corruption="downsampled")
     card = (run / "final" / "README.md").read_text()
-    assert "trained to predict the encoder's features, at twice the size, of" in card and "sigma" not in card
+    assert "trained to predict the encoder's features, at twice their resolution, of" in card and "sigma" not in card
 
 
 def test_files_of_others_are_left_alone(finetuning, tmp_path):
@@ -281,7 +281,7 @@ def test_a_run_that_is_stopped_while_it_is_timed_leaves_nothing(finetuning, tmp_
             raise RunInterrupted("checkpoint: .timing/checkpoints/step-1")
 
     monkeypatch.setattr("ddep_hub.training.stages.PretrainTrainer", StoppedTrainer)
-    with pytest.raises(RunInterrupted, match=r"pretraining_minutes was measured.*Repeat the same command"):
+    with pytest.raises(RunInterrupted, match=r"measuring pretraining_minutes.*Repeat the same command"):
         finetuning(pretraining_minutes=1.0)
     assert not (tmp_path / "run" / ".timing").exists()
 
@@ -297,7 +297,7 @@ def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
     kernels = [name for name, tensor in one.items() if tensor.ndim == 4 and "decoder" in name]
     similar = [float(nn.functional.cosine_similarity(one[n].flatten(), other[n].flatten(), 0)) for n in kernels]
     assert len(kernels) > 5 and min(similar) > 0.5  # two steps away, not drawn anew
-    assert "| First stage | decoder of `" in (second / "final" / "README.md").read_text()
+    assert "| Pretraining stage | decoder of `" in (second / "final" / "README.md").read_text()
     assert DDePImageProcessor.from_pretrained(second / "final").size["shortest_edge"] == 48
     assert not DDePImageProcessor.from_pretrained(second / "pretraining" / "final").do_resize  # crops of any scale
 

@@ -1,8 +1,8 @@
 """A small data set of rendered outdoor scenes: nothing to download, any number of images, exact masks.
 
-The scenes are laid out in perspective with a road, water, buildings, trees, persons and vehicles in front of each
-other, under a light that changes from picture to picture. Colours of all classes vary and overlap, so that shape,
-texture and place decide what a pixel is.
+The scenes show a road, water, buildings, trees, persons and vehicles in perspective, occluding each other, under
+varying light. The colours of all classes vary and overlap, so that shape, texture and position determine the class of
+a pixel.
 """
 
 import json
@@ -40,7 +40,7 @@ _FORMAT = 1
 
 
 def render_scene(seed: int, index: int, size: tuple[int, int] = (160, 160)) -> tuple[np.ndarray, np.ndarray]:
-    """Renders scene `index` of the data set with a `seed`; the same arguments give the same arrays.
+    """Renders scene `index` of the data set with this `seed`; the same arguments give the same arrays.
 
     Returns the image, uint8 (h, w, 3) in 0..255, and the mask, uint8 (h, w) of the ids of `SCENE_CLASSES`. `size` is
     (height, width) in pixels; raises a ValueError if one is below 16.
@@ -59,11 +59,11 @@ def write_scenes(
     size: tuple[int, int] = (160, 160),
     seed: int = 0,
 ) -> Path:
-    """Writes scenes in the layout of `SegmentationFolder`, whole or not at all.
+    """Writes scenes in the layout of `SegmentationFolder`, completely or not at all.
 
     Images are JPEG of quality 95 and masks PNG, in `images/<split>` and `annotations/<split>`; images without masks
-    go to `unlabelled`. No scene is in two splits, and a split that is made larger starts with the same scenes. A
-    folder that an earlier call wrote with the same arguments is used again.
+    go to `unlabelled`. No scene is in two splits, and a larger split starts with the same scenes. A folder written by
+    an earlier call with the same arguments is reused.
 
     `splits` has the number of scenes of each split, such as `{"train": 200, "val": 50}`, `unlabelled` that of images
     in `unlabelled`; `size` is (height, width) in pixels. Returns `root`. Raises a ValueError if a number is negative
@@ -107,7 +107,7 @@ def _write_split(
 
 
 def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
-    """Whether `root` holds just these scenes; raises where it holds anything else."""
+    """Whether `root` holds exactly these scenes; raises an error if it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     file = root / _RECORD
@@ -125,8 +125,8 @@ def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
     )
 
 
-def embedded_scenes() -> Path:
-    """Writes the embedded data set of rendered scenes to the cache, once, in half a minute; returns its folder."""
+def rendered_scenes() -> Path:
+    """Writes the data set of rendered scenes to the cache, once, in half a minute; returns its folder."""
     from ddep_hub.encoder_weights import cache_dir  # loads timm
 
     return write_scenes(cache_dir() / "scenes", splits={"train": 200, "val": 40, "test": 60}, unlabelled=800)

@@ -35,7 +35,7 @@ class Road:
 
 @dataclass
 class View:
-    """A picture in the making.
+    """A scene being rendered.
 
     Attributes:
         image: float32 (h, w, 3), display values in 0..1.
@@ -68,8 +68,8 @@ class View:
     ) -> tuple[tuple[slice, slice], Array, Array] | None:
         """The pixels that show an upright rectangle at depth `z`; `x` and `up` are its ends along X and in height.
 
-        All are in metres. Returns slices into the picture, heights (n, 1) and places X (1, m) of the pixel centres;
-        None where the rectangle is outside the picture.
+        All are in metres. Returns slices into the image, heights (n, 1) and positions X (1, m) of the pixel centres;
+        None if the rectangle is outside the image.
         """
         scale = self.focal / z
         height, width = self.mask.shape
@@ -88,10 +88,10 @@ class View:
         )
 
     def paint(self, region: tuple[slice, slice], cover: Array, color: Array, label: int, z: Array | float) -> None:
-        """Lays a colour, (3,) or (n, m, 3), over a region of the picture.
+        """Blends a colour, (3,) or (n, m, 3), over a region of the image.
 
-        `cover` is the opacity (n, m) in 0..1; from a half on, the pixel takes the label. `z` is the depth in metres,
-        which decides the haze: a number, or an array that broadcasts with `cover`.
+        `cover` is the opacity (n, m) in 0..1; from 0.5 on, the pixel gets the label. `z` is the depth in metres, which
+        determines the haze: a number, or an array that broadcasts with `cover`.
         """
         # Most parts cover little of their object's window; the rest is skipped.
         rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
@@ -110,7 +110,7 @@ class View:
         self.mask[region][part][cover >= 0.5] = label
 
     def shadow(self, x: float, z: float, width: float, height: float) -> None:
-        """Darkens the ground that an object of this size at (x, z) keeps from the sun; metres."""
+        """Draws the shadow of an object of this size at (x, z) on the ground; metres."""
         reach = min(height / max(self.light[1], 0.15), 12.0)
         end_x = x - self.light[0] * reach
         end_z = max(z + self.light[2] * reach, 2.5)
@@ -146,7 +146,7 @@ class View:
 
 
 def draw_sky(view: View, rng: np.random.Generator, top: Array, low: Array, cloud: Array, cover: float) -> None:
-    """Fills the picture with sky: a gradient, clouds, and a glow where the sun is."""
+    """Fills the image with sky: a gradient, clouds, and a glow around the sun."""
     height, width = view.mask.shape
     sky = view.image[: int(view.horizon) + 2]
     lines = np.arange(len(sky), dtype=np.float32)[:, None]
