@@ -5,6 +5,7 @@ python benchmarks/does_it_pay.py
 
 import csv
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fractio
     """How many times the labels would bring a random decoder what pretraining brings, by number of labels.
 
     Interpolated between the numbers of labels on a logarithmic scale, as in the figure: for the mean gain, and for the
-    ends of its 95% t interval.
+    ends of its 95% t interval; infinite if a random decoder gains less from the largest number of labels.
 
     Args:
         points: Scores by number of labels.
@@ -178,7 +179,7 @@ def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fractio
     """
     random = {labels: mean(scores["random"].values()) for labels, scores in sorted(points.items())}
     factors = {}
-    for labels, more in itertools.pairwise(random):
+    for labels in list(random)[:-1]:
         scores = points[labels]
         gains = [value - scores["random"][seed] for method in methods for seed, value in scores[method].items()]
         if gains:
@@ -186,11 +187,20 @@ def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fractio
                 Point(0, dict(enumerate(gains))), Point(0, dict.fromkeys(range(len(gains)), 0.0))
             )
             assert difference is not None and difference.interval is not None
+            more = {number: score for number, score in random.items() if number >= labels}
             factors[labels] = [
-                float(more / labels) ** (gain / (random[more] - random[labels]))
+                _labels_with(more, random[labels] + gain) / float(labels)
                 for gain in (difference.mean, *difference.interval)
             ]
     return factors
+
+
+def _labels_with(curve: dict[Fraction, float], score: float) -> float:
+    """With how many labels a curve reaches a score; below its first point, its first line goes on."""
+    for (labels, low), (more, high) in itertools.pairwise(curve.items()):
+        if score <= high:
+            return float(labels) * float(more / labels) ** ((score - low) / (high - low))
+    return math.inf
 
 
 def draw(axis: plt.Axes, points: dict[Fraction, Scores]) -> None:

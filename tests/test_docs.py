@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib
+import math
 import os
 import pkgutil
 import re
@@ -348,7 +349,7 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
         scores: dict[tuple[str, str], list[str]] = {}
         for row in csv.DictReader(file):
             scores.setdefault((row["labels"], row["options"]), []).append(row["mean_iou"])
-    assert len(scores) == 26
+    assert len(scores) == 28
     for values in scores.values():
         assert ", ".join(f"{float(value):.2f}" for value in values) in results
 
@@ -370,15 +371,25 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
         for labels in (3, 6, 12):
             gain = shown(full[labels][method], full[labels]["random"])
             assert gain in results and gain in page and gain in readme
+    gain = shown(full[24]["features_photographs"], full[24]["random"])
+    assert gain in results and gain in page and gain in readme
     paired = [
-        [value - full[labels]["random"][seed] for labels in (3, 6, 12) for seed, value in full[labels][method].items()]
+        [value - points["random"][seed] for points in full.values() for seed, value in points[method].items()]
         for method in ("features_photographs", "features_both")
     ]
     assert min(paired[0]) > 0 and f"ahead in all {len(paired[0])} runs" in results
     assert f"ahead in {sum(gain > 0 for gain in paired[1])} of {len(paired[1])} runs" in results
-    for method in ("features", "features_photographs", "features_both"):
-        for factor, low, high in does_it_pay.label_factors(full, method).values():
-            assert f"{factor:.2f} ({low:.2f} to {high:.2f})" in results
+    factors = {
+        method: does_it_pay.label_factors(full, method)
+        for method in ("features", "features_photographs", "features_both")
+    }
+    for by_labels in factors.values():
+        factor, low, high = by_labels[Fraction(3)]
+        assert f"{factor:.2f} ({low:.2f} to {high:.2f})" in results
+    # "With 6 and 12 labels, both score higher than a random one with 24", the largest number
+    for method in ("features_photographs", "features_both"):
+        assert factors[method][Fraction(6)][0] == factors[method][Fraction(12)][0] == math.inf
+    assert f"at least {factors['features_photographs'][Fraction(6)][1]:.2f} times with 6" in results
 
 
 def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():
