@@ -308,7 +308,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         ]
         if misplaced:
             raise RuntimeError(
-                f"{source} has {len(misplaced)} weights of the decoder that the model does not have, such as "
+                f"{source} has {len(misplaced)} decoder weights that the model does not have, such as "
                 f"{misplaced[0]}. {advice}"
             )
         if unknown := sorted(info["unexpected_keys"] - unused.keys()):

@@ -147,7 +147,7 @@ def test_features_of_other_encoders_are_predicted(name):
 def test_features_need_an_encoder_of_any_size():
     fields = {"corruption": "downsampled", "prediction_type": "features"}
     config = DDePConfig(encoder_name="beit_base_patch16_224", **fields)
-    with torch.device("meta"), pytest.raises(ValueError, match="beit_base_patch16_224 gets them resampled to one"):
+    with torch.device("meta"), pytest.raises(ValueError, match="beit_base_patch16_224 accepts only one"):
         DDePForPreTraining(config)
 
 

@@ -235,5 +235,5 @@ def test_an_error_of_a_dataset_object_is_one_line_that_names_the_sample(workers,
         ddep_hub.evaluate(model_of(3), Broken([SAMPLE] * 3, list("abc")), **options)
     assert isinstance(caught.value.__cause__, ValueError if workers else KeyError)  # torch's, with the traceback
     samples = [SAMPLE, {**SAMPLE, "image": None}]
-    with pytest.raises(TypeError, match=r"^data: `image` of b is of type NoneType\. Give a PIL image\.$"):
+    with pytest.raises(TypeError, match=r"^data: `image` of b must be a PIL image, got NoneType\.$"):
         ddep_hub.evaluate(model_of(3), Own(samples, ["a", "b"]), **options)
