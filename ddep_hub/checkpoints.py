@@ -180,21 +180,25 @@ SHAPE_FIELDS = {
     "noise_head.": "corruption, num_channels and image_skip",
     "classifier.": "decoder_hidden_sizes and decoder_width",  # of its input
 }
-# The fields that decide which weights there are, and their shapes; num_labels has a message of its own.
+# The fields that decide which weights encoder and decoder have, and their shapes.
 WEIGHT_FIELDS = (
     *("encoder_name", "encoder_kwargs", "encoder_out_indices", "num_channels", "decoder_hidden_sizes"),
-    *("decoder_bottleneck_size", "decoder_width", "decoder_norm", "corruption", "image_skip"),
+    *("decoder_bottleneck_size", "decoder_width", "decoder_norm"),
 )
+HEAD_FIELDS = ("corruption", "image_skip")
 
 
-def changed_fields(config: DDePConfig, stored: Mapping[str, Any]) -> str:
-    """The fields of `WEIGHT_FIELDS` that differ from a folder's `config.json`, with the values they have there."""
+def changed_fields(config: DDePConfig, stored: Mapping[str, Any], *, of_head: bool = False) -> str:
+    """The fields of `WEIGHT_FIELDS` that differ from a folder's `config.json`, with the values they have there.
+
+    With `of_head`, also those of the denoising head.
+    """
     defaults = DDePConfig()
 
     def to_list(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
-    values = {name: stored.get(name, getattr(defaults, name)) for name in WEIGHT_FIELDS}
+    values = {name: stored.get(name, getattr(defaults, name)) for name in (*WEIGHT_FIELDS, *HEAD_FIELDS * of_head)}
     changed = {name: value for name, value in values.items() if to_list(value) != to_list(getattr(config, name))}
     return ", ".join(f"{name}={value!r}" for name, value in changed.items())
 

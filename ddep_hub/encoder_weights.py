@@ -227,6 +227,10 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     return encoder
 
 
+# Weights whose shape depends on the image size.
+_OF_POSITIONS = re.compile("pos_embed|rel_pos|position|attention_biases|bias_table")
+
+
 def _convert_by_timm(
     config: DDePConfig, path: Path, weights: StateDict | None, num_classes: int, needed: Set[str], known: Set[str]
 ) -> StateDict:
@@ -247,7 +251,7 @@ def _convert_by_timm(
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:  # the last where timm reads no .npz
         text = " ".join(str(error).split())
         mismatch = re.search(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", text)
-        if "img_size" in arguments and "size mismatch" in text:
+        if "img_size" in arguments and mismatch and _OF_POSITIONS.search(mismatch[1]):
             text = f"they are not for img_size {arguments['img_size']}. Leave img_size (encoder_img_size of a run) out"
         elif mismatch and "key(s) in state_dict" not in text:
             key, stored_shape, shape = mismatch.groups()

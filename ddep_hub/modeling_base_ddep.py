@@ -198,7 +198,9 @@ class DDePPreTrainedModel(PreTrainedModel):
         prefix = model._base_prefix
         mismatched = [entry for entry in info["mismatched_keys"] if entry[0].startswith(prefix) or not allows_new_head]
         if mismatched:
-            raise RuntimeError(mismatch_message(given_name, mismatched, prefix, changed_fields(model.config, stored)))
+            of_head = all("noise_head." in name for name, *_ in mismatched)
+            changed = changed_fields(model.config, stored, of_head=of_head)
+            raise RuntimeError(mismatch_message(given_name, mismatched, prefix, changed))
         if output_loading_info:
             return model, info
         head = model._check_loaded(given_name, stored, info)

@@ -187,6 +187,8 @@ def _explain_worker_error(error: Exception) -> str | None:
     text = str(error)
     if "DataLoader worker" not in text:
         return None
+    if "Too many open files" in text:
+        return "dataloader_num_workers: too many open files. Use fewer workers, or raise the limit (`ulimit -n`)."
     if "shared memory" in text or "shared memory" in str(error.__cause__):
         return (
             "dataloader_num_workers: the shared memory (/dev/shm) is full. Use fewer workers, or 0, or enlarge it, "

@@ -1,6 +1,6 @@
 """Reads mask files as class ids."""
 
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ def decode_mask(
     if mask.image.mode in COLOR_MODES and other_id is None:
         grey, *others = np.moveaxis(mask_colors(mask.image, path), -1, 0)
         is_grey = all(np.array_equal(grey, other) for other in others)
-        known_ids = mapping or {*range(num_classes), ignore_index}
-        if is_grey and are_grey_ids([(value,) * 3 for value in count_values(grey)], colors or (), known_ids):
+        known_ids = mapping or {index: index for index in (*range(num_classes), ignore_index)}
+        found = [(value,) * 3 for value in count_values(grey)]
+        if is_grey and are_grey_ids(found, colors or {}, known_ids, ignore_index):
             mask = mask._replace(image=Image.fromarray(grey))
     color_modes = COLOR_MODES if colors else ()
     pixels = read_pixels(mask, path, mapping, colors, ignore_index, palettes, color_modes=color_modes)
@@ -94,11 +95,20 @@ def decode_mask(
     return pixels.astype(np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32)
 
 
-def are_grey_ids(found: Iterable[Color], colors: Container[Color], known_ids: Container[int]) -> bool:
-    """Whether colours of masks are greys that are ids, or values, of classes, and not all are colours of classes."""
+def are_grey_ids(
+    found: Iterable[Color], colors: Mapping[Color, int], ids: Mapping[int, int], ignore_index: int
+) -> bool:
+    """Whether colours of masks are greys that stand for the classes of their values, as in a grey mask saved as RGB.
+
+    Not if one is the colour of another class, or if all are colours of classes, besides the ignored value. `colors`
+    and `ids` are the class id of each colour, and of each value.
+    """
     found = list(found)
-    are_ids = all(len(set(color)) == 1 and color[0] in known_ids for color in found)
-    return are_ids and any(color not in colors for color in found)
+    if any(len(set(color)) > 1 or color[0] not in ids for color in found):
+        return False
+    if any(color in colors and colors[color] != ids[color[0]] for color in found):
+        return False
+    return not colors or any(color not in colors and color[0] != ignore_index for color in found)
 
 
 def read_pixels(

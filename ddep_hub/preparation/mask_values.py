@@ -66,7 +66,7 @@ class MaskReader:
         survey = self._survey(masks)
         if self.table is not None and self.table.mask_colors is not None and self.table.other_id is None:
             colors = [value for value in survey.counts if isinstance(value, tuple)]
-            if are_grey_ids(colors, self.table.mask_colors, known_ids(self.table)):
+            if are_grey_ids(colors, self.table.mask_colors, known_ids(self.table), self.table.ignore_index):
                 self.as_colors = False
                 survey = self._survey(masks)
         if set(survey.counts) == {0, 1, IGNORED} and self.table is None:  # the 1 may come from bilevel masks alone

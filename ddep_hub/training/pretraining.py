@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
@@ -199,6 +199,10 @@ class PretrainTrainer(Trainer):
         # The next ones take the place of broken ones; one is left to train on.
         candidates = order[: min(num_validation + num_spare, len(order) - 1)]
         validation, num_read = self._load_crops(images, candidates, "validation", num_validation)
+        if not self.streams and len(set(gather_object([num_read]))) > 1:
+            raise BadFileError(f"{names}: some processes could not read the same files. Check the files' storage.")
+        if num_read > num_validation:  # the training images are others then
+            self.fingerprint = compute_fingerprint(self.fingerprint, num_read)
         training = reference = order[max(num_read, num_validation) :]
         if not self.streams:
             training.sort()

@@ -193,10 +193,14 @@ def copy_additions(old: Path, new: Path) -> None:
             continue
         if path.name in (BASELINE, EVALUATION, CONFUSION) and not same_weights:
             logger.warning("%s is of other weights, and is removed: add it again with `ddep-hub card`", path)
-        elif path.is_dir():
-            shutil.copytree(path, new / path.name, symlinks=True)
-        else:
-            shutil.copy2(path, new)
+            continue
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, new / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, new, follow_symlinks=False)
+        except OSError as error:  # which must not end a run
+            logger.warning("%s is lost, because it could not be copied: %s", path, error)
 
 
 def save_picture(picture: Image.Image, path: Path) -> bytes:

@@ -13,6 +13,7 @@ from ddep_hub import image_conversion
 from ddep_hub.data.class_files import read_class_table, write_class_table
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values
 
@@ -269,3 +270,14 @@ def test_grey_masks_that_were_saved_in_colour_hold_ids(tmp_path, mode, has_color
         ignoring = {"classes": entries, "other_values": "ignore"}
         black = folder(tmp_path / "ignoring", [Image.fromarray(masks[1]).convert(mode)], ignoring)
         assert black.mask(0).tolist() == [[255] * 3]
+
+
+def test_a_grey_that_is_the_colour_of_another_class_is_read_by_colour(tmp_path):
+    colors = {(128, 0, 0): 0, (0, 128, 0): 1, (0, 0, 0): 2}
+    values = np.zeros((8, 8), np.uint8)
+    values[0] = 255
+    Image.fromarray(values).convert("RGB").save(tmp_path / "mask.png")
+    with pytest.raises(BadFileError, match="255, 255, 255"):
+        decode_mask(tmp_path / "mask.png", num_classes=3, ignore_index=255, colors=colors)
+    Image.fromarray(values * 0).convert("RGB").save(tmp_path / "mask.png")
+    assert (decode_mask(tmp_path / "mask.png", num_classes=3, ignore_index=255, colors=colors) == 2).all()
