@@ -131,6 +131,8 @@ class PretrainTrainer(Trainer):
         with self.accelerator.main_process_first():
             validation, examples = self._open_data()
             encoder_file(source)
+        if len(set(gather_object([self.fingerprint]))) > 1:
+            raise BadFileError("images: the processes read different files. Use storage that all of them can read.")
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         if args.decoder_only and source in ("none", args.pretrained):
@@ -199,8 +201,6 @@ class PretrainTrainer(Trainer):
         # The next ones take the place of broken ones; one is left to train on.
         candidates = order[: min(num_validation + num_spare, len(order) - 1)]
         validation, num_read = self._load_crops(images, candidates, "validation", num_validation)
-        if not self.streams and len(set(gather_object([num_read]))) > 1:
-            raise BadFileError(f"{names}: some processes could not read the same files. Check the files' storage.")
         if num_read > num_validation:  # the training images are others then
             self.fingerprint = compute_fingerprint(self.fingerprint, num_read)
         training = reference = order[max(num_read, num_validation) :]
