@@ -264,3 +264,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         if self.pretraining_minutes is not None:
             if not (self.unlabelled and self.pretraining_steps):
                 raise ValueError("pretraining_minutes needs unlabelled images and pretraining_steps above 0.")
+        if self.unlabelled and self.data is None:
+            raise ValueError(
+                "unlabelled: without data, the labelled images are rendered scenes, which would be mixed with yours. "
+                "Pass your labelled images as data."
+            )

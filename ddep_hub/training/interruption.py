@@ -59,7 +59,8 @@ class RunInterrupted(RuntimeError):
 class Interruption:
     """Records SIGTERM, SIGINT or the end of the time limit; the training loop checks it between steps.
 
-    As a context manager, it handles the two signals in the main thread, and restores the handlers on exit.
+    As a context manager, it handles the two signals in the main thread, and restores the handlers on exit; a signal
+    that arrived too late for the loop to stop is then raised again, because more may follow, such as another stage.
     `max_seconds` is the time limit, `None` for none; it counts from the start of [`track_time`] or, outside of it,
     from now on.
     """
@@ -78,9 +79,11 @@ class Interruption:
                 self._previous_handlers[signum] = signal.signal(signum, self._handle_signal)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         for signum, handler in self._previous_handlers.items():
             signal.signal(signum, handler)
+        if self.received is not None and error is None:
+            signal.raise_signal(signal.Signals[self.received])
 
     def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(signum).name

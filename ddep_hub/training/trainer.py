@@ -251,7 +251,7 @@ class Trainer(Losses):
                 is_last_step = self.step == args.max_steps
                 should_log = self.step % args.logging_steps == 0 or is_last_step
                 should_evaluate = bool(args.eval_steps) and self.step % args.eval_steps == 0 and not is_last_step
-                should_stop = self.steps.should_stop(interruption.reason is not None) and not is_last_step
+                should_stop = self.steps.should_stop(interruption.reason is not None)
                 should_save = should_stop or (
                     bool(args.save_steps) and (self.step % args.save_steps == 0 or is_last_step)
                 )

@@ -31,13 +31,22 @@ def test_what_is_no_time_is_said(text):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_handlers_are_given_back(number):
-    before = signal.getsignal(number)
-    with Interruption(None) as stop:
-        assert stop.reason is None
-        os.kill(os.getpid(), number)
-        assert stop.reason == number.name
-        os.kill(os.getpid(), number)  # a second one must not cost the checkpoint
-    assert signal.getsignal(number) == before
+    received = []
+    before = signal.signal(number, lambda *_: received.append(number))
+    handler = signal.getsignal(number)
+    try:
+        with pytest.raises(RunInterrupted), Interruption(None) as stop:
+            assert stop.reason is None
+            os.kill(os.getpid(), number)
+            assert stop.reason == number.name
+            os.kill(os.getpid(), number)  # a second one must not cost the checkpoint
+            raise RunInterrupted
+        assert signal.getsignal(number) is handler and received == []
+        with Interruption(None):  # too late for the loop to stop
+            os.kill(os.getpid(), number)
+        assert received == [number]
+    finally:
+        signal.signal(number, before)
 
 
 def test_time_counts_from_the_start_of_the_command():

@@ -152,7 +152,7 @@ def assert_same(args, expected):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.parametrize(("workers", "step"), [(0, 1), (0, 4), (2, 5)])
+@pytest.mark.parametrize(("workers", "step"), [(0, 1), (0, 4), (2, 5), (0, 7)])
 @pytest.mark.parametrize("script", ["pretrain", "finetune"])
 def test_a_stopped_run_goes_on_bit_for_bit(script, workers, step, arguments, uninterrupted, monkeypatch):
     args = arguments(script, "stopped", dataloader_num_workers=workers)

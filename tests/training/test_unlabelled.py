@@ -305,7 +305,8 @@ def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
 def test_the_first_stage_of_a_whole_model(conv_config, scenes, tmp_path):
     DDePForSemanticSegmentation(conv_config(num_labels=3)).save_pretrained(tmp_path)
     DDePImageProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path)
-    fields = {"unlabelled": [str(scenes / "unlabelled")], "mixed_precision": "bf16", "gradient_accumulation_steps": 3}
+    fields = {"data": str(scenes), "unlabelled": [str(scenes / "unlabelled")]}
+    fields |= {"mixed_precision": "bf16", "gradient_accumulation_steps": 3}
     args = FinetuneArguments(pretrained=str(tmp_path), pretraining_batch_size=2, **fields)
     stage = stage_arguments(keep_image_size(args), [None] * 6)
     assert not stage.decoder_only and stage.image_size == 48  # its encoder is nowhere else
@@ -349,6 +350,7 @@ def test_unlabelled_images_beside_labelled_ones(finetuning, fields, small_encode
         ({"pretraining_minutes": 5.0}, "pretraining_minutes needs unlabelled"),
         ({"class_crops": 1.5}, "class_crops"),
         ({"keep_decoder_blocks": 2}, "keep_decoder_blocks needs a pretrained decoder"),
+        ({"unlabelled": ["x"]}, "without data, the labelled images are rendered scenes"),
     ],
 )
 def test_arguments_that_cannot_be(fields, message):
@@ -357,7 +359,7 @@ def test_arguments_that_cannot_be(fields, message):
 
 
 def test_blocks_of_the_decoder_of_a_first_stage_can_be_kept():
-    assert FinetuneArguments(unlabelled=["x"], keep_decoder_blocks=2).pretrained is None
+    assert FinetuneArguments(data="x", unlabelled=["x"], keep_decoder_blocks=2).pretrained is None
 
 
 def test_masked_patches_that_fill_the_crops_of_fine_tuning_are_refused(scenes, tmp_path, conv_config):
