@@ -1,15 +1,13 @@
-"""Comparison on the user's own data: methods, steps within a time budget, and recommendation."""
+"""Comparison on the user's own data: its methods, and steps within a time budget."""
 
 import dataclasses
 import json
 import math
-import shlex
 import shutil
 import time
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ddep_hub.configuration_ddep import DDePConfig
@@ -30,7 +28,7 @@ from ddep_hub.utils.arguments import build_arguments, list_field_names
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
 from .config import DATA_FIELDS, OVERRIDES, Method, Study, StudyArguments
-from .report import Curves, Row, build_curves, paired_difference, read_rows
+from .report import read_rows
 
 
 RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
@@ -50,7 +48,6 @@ STEPS = "steps.json"
 # With fewer steps, the results may not hold for longer runs.
 MIN_RELIABLE_STEPS = 300
 DEFAULT_LABELS = (6, 12)
-MIN_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,75 +215,6 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
         )
     atomic_write(output / STEPS, json.dumps(dataclasses.asdict(steps)) + "\n")
     return steps
-
-
-def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Recommends a decoder to start from, or consistency on unlabelled images.
-
-    It is the method with the highest mean at the fewest labels, among those whose 95% interval of the paired
-    difference from a random decoder is above 0. If several are compared, one may be better by chance, so a second
-    sentence says how many there are. The advice repeats `settings`, the arguments of fine-tuning from a random
-    decoder, except for data and steps, because other settings were not measured.
-    """
-    model_fields = {name for name in settings if name.startswith("decoder_") or name == "encoder_name"}
-    left_out = {*model_fields, *DATA_FIELDS, "max_steps", "image_mean", "image_std"}
-    shared = _to_flags({name: value for name, value in settings.items() if name not in left_out})
-    model = _to_flags({name: value for name, value in settings.items() if name in model_fields})
-    points: Curves = build_curves(rows)
-    if RANDOM_DECODER not in points:
-        return f"There is no row of `{RANDOM_DECODER}` to compare with yet."
-    fraction, baseline = next(iter(points[RANDOM_DECODER].items()))
-    pretrained_points = {
-        name: curve[fraction] for name, curve in points.items() if name != RANDOM_DECODER and fraction in curve
-    }
-    best: tuple[float, str] | None = None
-    compared, missing = [], []
-    for name, point in pretrained_points.items():
-        difference = paired_difference(point, baseline)
-        if difference is None or difference.interval is None or len(difference.by_seed) < MIN_SEEDS:
-            missing.append(name)
-            continue
-        compared.append(name)
-        low, high = difference.interval
-        if low > 0 and (best is None or difference.mean > best[0]):
-            flags = [*shared, "--pretrained", name]
-            if name == CONSISTENCY_METHOD:
-                flags = [*shared, "--unlabelled", "...", "--pretraining_steps", "0", *_to_flags(CONSISTENCY), *model]
-            elif name in CORRUPTIONS:
-                start = ["--pretrained", START] if name == CONTINUED_METHOD else model
-                flags = [*shared, "--unlabelled", "...", "--pretraining_corruption", CORRUPTIONS[name], *start]
-            best = (
-                difference.mean,
-                f"Use {name} (`{shlex.join(flags)}`): {difference.mean:+.1f} points of mIoU over a random decoder "
-                f"with {baseline.labelled} labels (95% interval {low:+.1f} to {high:+.1f}).",
-            )
-    if best is not None:
-        luck = f" It is the best of {len(compared)}, so part of the gain may be chance." if len(compared) > 1 else ""
-        return best[1] + luck
-    seeds = len(baseline.scores)
-    if seeds < MIN_SEEDS:
-        return (
-            f"{seeds} seed{'s' * (seeds != 1)} cannot distinguish a gain from chance: use at least {MIN_SEEDS} "
-            "(`--seeds 5`)."
-        )
-    if not compared:
-        return f"No other method has {MIN_SEEDS} seeds with {baseline.labelled} labels yet: run more to compare."
-    if missing:
-        return (
-            f"No gain over a random decoder yet with {baseline.labelled} labels ({', '.join(compared)}), but "
-            f"{', '.join(missing)} have too few seeds: run more to compare."
-        )
-    hint = f" (`{shlex.join([*shared, *model])}`)" if shared or model else ""
-    return (
-        f"Use a random decoder{hint}: with {baseline.labelled} labels, no other method beats it by more than the "
-        f"spread of {seeds} seeds."
-    )
-
-
-def _to_flags(values: Mapping[str, Any]) -> list[str]:
-    """Arguments as on the command line."""
-    items = [(name, value if isinstance(value, list) else [value]) for name, value in values.items()]
-    return [word for name, words in items for word in (f"--{name}", *map(str, words))]
 
 
 def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:

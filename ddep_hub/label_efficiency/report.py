@@ -201,7 +201,9 @@ def labels_needed(curve: dict[str, Point], treated: Point) -> LabelsNeeded | Non
 def write_report(study: Study, rows: list[Row], output: Path, *, title: str, summary: str | None = None) -> str:
     """Writes `report.md` and `figure.png` to `output` from the rows of a study's methods, and returns the report."""
     points = build_curves(row for row in rows if row.method in [method.name for method in study.methods])
-    heading = [f"# {title}", "", *([] if summary is None else [summary, ""])]
+    steps = sorted({row.finetuning_steps for row in rows if row.method in points})
+    described = f"Fine-tuning: {' to '.join(map(str, {steps[0]: 0, steps[-1]: 0}))} steps." if steps else ""
+    heading = [f"# {title}", "", *([] if summary is None else [summary, ""]), described, ""]
     report = "\n".join([*heading, *_means_table(study, points), "", *_differences_table(study, points), ""])
     atomic_write(output / "report.md", report)
     draw_figure(study, points, output / "figure.png", title=title)

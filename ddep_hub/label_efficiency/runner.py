@@ -31,7 +31,8 @@ from ddep_hub.utils.processes import isolate_state
 from ddep_hub.utils.values import did_you_mean
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
-from .own_data import Steps, draw_examples, fit_steps, own_data_study, read_steps, recommend
+from .own_data import Steps, draw_examples, fit_steps, own_data_study, read_steps
+from .recommendation import recommend
 from .report import Row, add_row, import_figure, read_rows, write_report
 
 

@@ -91,6 +91,12 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         + ("lowest: " if len(printed) < len(iou) else "")
         + ", ".join(f"{name} {100 * iou[name]:.2f}" for name in printed)
     )
+    found = [name for name, value in iou.items() if value]
+    if len(found) < min(2, len(iou)):
+        trainer.accelerator.print(
+            f"Warning: the model finds no class but {found[0] if found else 'none'}. Train for more steps, and check "
+            "that the masks belong to the images."
+        )
     return results
 
 

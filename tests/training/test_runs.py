@@ -250,6 +250,17 @@ def test_a_classifier_is_kept_for_its_own_classes_alone(finetune_fields, scenes,
     assert (fresh - trained).abs().max() > 0.01
 
 
+def test_a_model_that_finds_a_single_class_is_named(finetune_fields, scenes, tiny, tmp_path, capsys):
+    fields = {"data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
+    first = finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), **{**tiny, **fields}))
+    assert "finds no class but" not in capsys.readouterr().out
+    model = DDePForSemanticSegmentation.from_pretrained(first["final"])
+    model.classifier.bias.data[1] += 1e4
+    model.save_pretrained(first["final"])
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), pretrained=first["final"], **finetune_fields | fields))
+    assert f"Warning: the model finds no class but {model.config.id2label[1]}." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_is_trained_in_float32(dtype, tmp_path, conv_config, caplog):
     DDePForPreTraining(conv_config()).to(dtype).save_pretrained(tmp_path)
