@@ -50,16 +50,21 @@ def test_lines_that_fell_are_marked(speed, tmp_path, monkeypatch):
     _, report = speed
     rows = [
         {"question": "step", "setting": name, "peer": "smp", "ratio": ratio, "goal": "1.3", "low": "1", "high": "2"}
-        for name, ratio in (("fell", "1.1"), ("kept", "1.45"), ("new", "0.5"))
+        for name, ratio in (("fell", "1.1"), ("kept", "1.45"), ("new", "0.5"), ("broken", "nan"))
     ]
-    monkeypatch.setattr(report, "committed", lambda file: {("step", "fell", "smp"): 1.5, ("step", "kept", "smp"): 1.6})
+    before = {
+        ("step", name, "smp"): ratio for name, ratio in (("fell", 1.5), ("kept", 1.6), ("broken", 1), ("old", 1))
+    }
+    monkeypatch.setattr(report, "committed", lambda file: before)
+    monkeypatch.setattr(report, "ORDER", ["step"])
     with (tmp_path / "step.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     found = report.read(tmp_path / "step.csv")
-    assert [row["before"] for row in found] == ["1.50", "", ""]
-    assert [report.reached(row) for row in found] == ["no", "yes", "no"]
+    assert [row["before"] for row in found] == ["1.50", "", "", "1.00"]
+    assert [report.reached(row) for row in found] == ["no", "yes", "no", "no"]
+    assert report.missing(tmp_path) == [("step", "old", "smp")]
 
 
 def test_the_page_is_what_the_files_say(speed):

@@ -178,7 +178,7 @@ def setting(case: Case, device: str, way: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     rows = [*large(args.device, args.rounds), *small(args.device, 3 * args.rounds)]
     write_rows("finetuning_step" if args.device == "cpu" else "finetuning_step_gpu", rows)

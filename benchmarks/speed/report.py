@@ -2,7 +2,8 @@
 
     python benchmarks/speed/report.py
 
-A line is marked where its ratio is more than 10% below that of the last commit on this kind of machine.
+A line is marked where its ratio is more than 10% below that of the last commit on this kind of machine, or is no
+number. Lines of the last commit that are no longer measured are listed as missing.
 """
 
 import argparse
@@ -22,14 +23,19 @@ PAGE = ROOT / "docs" / "performance.md"
 ORDER = ("ddep_step", "finetuning_step", "pretraining_job", "prediction", "metrics", "loading", "start")
 FALL = 0.9
 Line = dict[str, str]
+Key = tuple[str, str, str]
 
 
-def committed(file: Path) -> dict[tuple[str, ...], float]:
+def key(row: Line) -> Key:
+    return row["question"], row["setting"], row["peer"]
+
+
+def committed(file: Path) -> dict[Key, float]:
     """Ratios of a file at the last commit, by question, setting and peer."""
     path = f"HEAD:{file.relative_to(ROOT).as_posix()}"
     shown = subprocess.run(["git", "-C", str(ROOT), "show", path], capture_output=True, text=True)
     rows = csv.DictReader(io.StringIO(shown.stdout)) if shown.returncode == 0 else []
-    return {(row["question"], row["setting"], row["peer"]): float(row["ratio"]) for row in rows}
+    return {key(row): float(row["ratio"]) for row in rows}
 
 
 def read(file: Path) -> list[Line]:
@@ -38,9 +44,17 @@ def read(file: Path) -> list[Line]:
     with file.open(newline="") as lines:
         rows: list[Line] = list(csv.DictReader(lines))
     for row in rows:
-        last = before.get((row["question"], row["setting"], row["peer"]))
-        row["before"] = f"{last:.2f}" if last is not None and float(row["ratio"]) < FALL * last else ""
+        last = before.get(key(row))
+        # Not "<", which is false for a ratio that is no number.
+        row["before"] = f"{last:.2f}" if last is not None and not float(row["ratio"]) >= FALL * last else ""
     return rows
+
+
+def missing(folder: Path) -> list[Key]:
+    """Lines of the last commit that the files no longer have."""
+    before = [line for name in ORDER for line in committed(folder / f"{name}.csv")]
+    measured = {key(row) for row in read_rows(folder)}
+    return [line for line in before if line not in measured]
 
 
 def number(text: str) -> str:
@@ -167,10 +181,16 @@ def main() -> None:
         mark = f"   FELL, {row['before']} before" if row["before"] else ""
         goal = f" (goal {number(row['goal'])}: {reached(row)})" if row["goal"] else ""
         print(f"{number(row['ratio']):>6}  {row['question']}, {row['setting']}, against {row['peer']}{goal}{mark}")
+    lost = missing(folder)
+    for question, setting, peer in lost:
+        print(f"MISSING {question}, {setting}, against {peer}")
     PAGE.write_text(page())
     draw(rows, read_growth(folder), figure_of(folder))
     fallen = sum(bool(row["before"]) for row in rows)
-    print(f"{PAGE} and {figure_of(folder).name} written; {fallen} of {len(rows)} lines fell by more than 10%")
+    print(
+        f"{PAGE} and {figure_of(folder).name} written; {fallen} of {len(rows)} lines fell by more than 10%, "
+        f"{len(lost)} are missing"
+    )
 
 
 if __name__ == "__main__":

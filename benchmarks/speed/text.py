@@ -7,10 +7,12 @@ OPENING = """# Performance
 This page compares the speed and memory of this package with peers, such as segmentation_models.pytorch (*smp*), or
 with its own lower bound. Each row gives the median ratio, with quartiles, over rounds that alternate between the two
 on one machine: above 1, this package is faster. For memory, the ratio is the peer's peak divided by this package's.
+Rows without quartiles are from one measurement; whole pretraining jobs are run twice. On a GPU, only
+[three variants of one step](../benchmarks/results/gpu/README.md) have been measured.
 [The floor of a step](#the-floor-of-a-step) explains the *share of the matrix rate*.
 
 `make benchmark` repeats all measurements in 10 to 20 minutes on two cores, writes the CSV files of this kind of CPU in
-`benchmarks/speed/results/` and this page, and marks rows that fell by more than 10%.
+`benchmarks/speed/results/` and this page, and marks rows that fell by more than 10% or are missing.
 
 On CPUs with AMX or AVX512_BF16, `--mixed_precision auto` trains in bf16, so steps are measured in bf16 and in float32;
 peers run in float32, as in their own examples."""
@@ -19,7 +21,7 @@ peers run in float32, as in their own examples."""
 NOTES = {
     ("DDeP step", "TransUNet", "float32"): (
         "Half of the step's operations are the frozen encoder's forward pass, which both sides need: products of "
-        "large matrices that already run at the device's rate."
+        "large matrices that already run at the device's rate. On AVX2, what is left is less than the spread."
     ),
     ("share of the matrix rate", "bf16"): (
         "Matrix products are two to three times as fast as in float32, but norms, activations, resampling and the "
@@ -35,12 +37,13 @@ NOTES = {
         "peers'."
     ),
     ("fine-tuning step", "UPerNet"): (
-        "UPerNet spends most of its operations in 3x3 convolutions of 256 and 1024 channels at stride 4 and coarser, "
-        "which run near the matrix rate; a U-Net spends them at full resolution on 16 and 32 channels, where memory "
-        "bandwidth is the limit. The comparison is of time per operation, not time per step."
+        "UPerNet does a third of its operations in one 3x3 convolution of 1024 channels at stride 4, and most others "
+        "in ConvNeXt's linear layers. These large products run at 1.5 times the rate (one thread, AMD EPYC) of "
+        "ResNet-50's many smaller convolutions and the bottleneck's at stride 32, which are four fifths of this "
+        "U-Net's operations. The comparison is of time per operation: a step of UPerNet has 2.8 times the operations."
     ),
     ("fine-tuning step", "SegFormer"): (
-        "As for UPerNet: fewer channels at finer resolution take more time per operation."
+        "As for UPerNet: two thirds of the forward pass are one product, from 3072 to 768 channels at stride 4."
     ),
     ("whole pretraining job",): (
         "With two cores, the worker that decodes images takes about 2.3 ms of one core per image from the step. The "
@@ -62,6 +65,10 @@ NOTES = {
     ("loading", "2048x1024"): (
         "Most of the time goes into Huffman decoding, which a reduced scale does not shorten; the ratio grows with "
         "the image's size relative to the crop."
+    ),
+    ("from_pretrained", "load_file"): (
+        "Reading takes a tenth of the time. The rest builds the model on the meta device, without memory: timm runs "
+        "its initialisers, and the hybrid's ResNet once, to learn the size of its output."
     ),
     ("loading", "PNG"): "zlib, and scaling three equal channels where the peer scales one.",
 }
@@ -115,13 +122,14 @@ The encoder's features cannot be reused for several noise draws, because noise i
 ## ImageNet-21k, on paper
 
 This has not been run. One image of 224 px takes 88.3 GFLOP (TransUNet 1x, [CSV](../benchmarks/pretraining_cost.csv));
-100 epochs of 14.2 million images take 125 EFLOP. At an assumed 300 TFLOP/s, a third of an H100's nominal bf16 rate:
+100 epochs of 14.2 million images take 127 EFLOP. At an assumed 100 TFLOP/s, a tenth of an H100's nominal bf16 rate:
 
 | GPUs | hours | images/s | cores for reading (2.3 ms per image) | price at an assumed $2.50 per GPU hour |
 |---|---|---|---|---|
-| 1 | 116 | 3,400 | 8 | $290 |
-| 8 | 15 | 27,000 | 63 | $290 |
-| 64 | 1.8 | 217,000 | 500 | $290 |
+| 1 | 352 | 1,130 | 3 | $880 |
+| 8 | 44 | 9,100 | 21 | $880 |
+| 64 | 5.5 | 72,000 | 167 | $880 |
 
-The first bottleneck is reading: at 100 KB per image, 64 GPUs need 22 GB/s. Store the images as shards on local disks,
-scaled to a shorter side of 256 px, and use 8 workers per GPU and [`shuffle_window`](data.md#unlabelled-images)."""
+The first bottleneck is reading: at 100 KB per image, 64 GPUs need 7 GB/s. Store the images as shards on local disks,
+scaled to a shorter side of 256 px, and use 3 or more workers per GPU and
+[`shuffle_window`](data.md#unlabelled-images)."""
