@@ -240,7 +240,7 @@ def train(args: argparse.Namespace) -> None:
 
 def train_on(images: str, args: argparse.Namespace, started: float) -> None:
     """Pretrains on a folder of images; the minutes count from `started`."""
-    output = args.output
+    output, number = args.output, len(list_images(Path(images)))
     shared = {
         "images": [images],
         "encoder_name": LITE0,
@@ -251,7 +251,7 @@ def train_on(images: str, args: argparse.Namespace, started: float) -> None:
         "scale": args.scale,
         "corruption": args.corruption,
         "dataloader_num_workers": args.num_workers,
-        "num_val_images": 64,
+        "num_val_images": max(1, min(64, number // 10)),
         "save_steps": 0,
         "overwrite": True,
         **DECODER,
@@ -355,6 +355,9 @@ def main() -> None:
             sub.add_argument("--methods", nargs="*")
             sub.add_argument("--fractions", nargs="*")
     args = parser.parse_args()
+    for name in ("encoder.safetensors", "images.tar"):
+        if args.part in (train, study) and not (args.pack / name).is_file():
+            raise SystemExit(f"--pack: {args.pack} has no {name}. Make it with `gpu.py pack`.")
     args.part(args)
 
 

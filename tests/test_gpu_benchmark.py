@@ -28,9 +28,11 @@ SCRIPT = str(ROOT / "benchmarks" / "gpu.py")
 
 
 def test_packed_images_train_a_decoder_without_datasets(tmp_path):
-    scenes = write_scenes(tmp_path / "scenes", splits={}, unlabelled=66, size=(48, 48))
+    scenes = write_scenes(tmp_path / "scenes", splits={}, unlabelled=12, size=(48, 48))
     packed = run_fork(SCRIPT, "pack", "--images", str(scenes / "unlabelled"), "--output", str(tmp_path / "pack"))
-    assert packed.returncode == 0 and "66 images" in packed.stdout, packed.stderr
+    assert packed.returncode == 0 and "12 images" in packed.stdout, packed.stderr
+    nothing = run_fork(SCRIPT, "train", "--pack", str(scenes), "--output", str(tmp_path / "out"))
+    assert nothing.returncode == 1 and nothing.stderr.endswith("Make it with `gpu.py pack`.\n")
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "datasets.py").write_text("raise ImportError('not there')\n")
     trained = run(
