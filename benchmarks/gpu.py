@@ -355,8 +355,9 @@ def main() -> None:
             sub.add_argument("--methods", nargs="*")
             sub.add_argument("--fractions", nargs="*")
     args = parser.parse_args()
-    for name in ("encoder.safetensors", "images.tar"):
-        if args.part in (train, study) and not (args.pack / name).is_file():
+    needed = {train: ("encoder.safetensors", "images.tar"), study: ("encoder.safetensors",)}
+    for name in needed.get(args.part, ()):
+        if not (args.pack / name).is_file():
             raise SystemExit(f"--pack: {args.pack} has no {name}. Make it with `gpu.py pack`.")
     args.part(args)
 
