@@ -23,7 +23,7 @@ from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.finetuning_data import open_train_and_val
 from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
-from ddep_hub.training.stages import TIMED_STEPS, stage_arguments
+from ddep_hub.training.stages import TIMED_STEPS, seconds_per_step, stage_arguments, timing_arguments
 from ddep_hub.utils.arguments import build_arguments, list_field_names
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
@@ -164,41 +164,33 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     pretraining_methods = [method for method in study.methods if method.name in CORRUPTIONS]
     folder = output / ".timing"
     fraction = next(iter(full_study.seeds))
-    overrides: dict[str, Any] = {
-        "max_steps": TIMED_STEPS,
-        "save_steps": 0,
-        "overwrite": True,
-        "resume_from_checkpoint": None,
-    }
     finetuning = full_study.finetune_arguments(full_study.methods[0], fraction, 0, folder, None)
     full_steps = Steps(finetuning.max_steps, finetuning.pretraining_steps)
     # A loss on unlabelled images dominates the time of a step.
     slow_methods = [method for method in study.methods if method.has_unlabelled_loss]
-    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(pretraining_methods)}fine-tuning.", flush=True)
+    print(f"Timing some steps of {'pretraining and of ' * bool(pretraining_methods)}fine-tuning.", flush=True)
     start = time.monotonic()
-    pretraining_seconds = 0.0
+    training_seconds = pretraining_seconds = 0.0  # of the runs, and of one step of each
     training = open_train_and_val(finetuning)[0]
     try:
         for method in pretraining_methods:  # each, because predicting features takes longer
-            pretraining = study.pretrain_arguments(method, folder)
-            pretraining_seconds += PretrainTrainer(
-                dataclasses.replace(pretraining, **overrides), more_images={"labelled": training}
-            ).run()["seconds"]
-        finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
+            pretraining = timing_arguments(study.pretrain_arguments(method, folder), folder)
+            training_seconds += PretrainTrainer(pretraining, more_images={"labelled": training}).run()["seconds"]
+            pretraining_seconds += seconds_per_step(pretraining)
+        finetuning = timing_arguments(finetuning, folder)
+        training_seconds += finetune(finetuning)["seconds"]
         # Overhead of one run: building, reading, evaluating.
-        elapsed = time.monotonic() - start
-        overhead = (elapsed - pretraining_seconds - finetuning_seconds) / (len(pretraining_methods) + 1)
-        method_seconds = finetuning_seconds * (len(study.methods) - len(slow_methods))
+        overhead = (time.monotonic() - start - training_seconds) / (len(pretraining_methods) + 1)
+        finetuning_seconds = seconds_per_step(finetuning) * (len(study.methods) - len(slow_methods))
         for method in slow_methods:
-            slow = study.finetune_arguments(method, fraction, 0, folder, None)
-            method_seconds += finetune(dataclasses.replace(slow, **overrides))["seconds"]
+            slow = timing_arguments(study.finetune_arguments(method, fraction, 0, folder, None), folder)
+            finetune(slow)
+            finetuning_seconds += seconds_per_step(slow)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     num_seeds = sum(study.seeds.values())
     num_runs = len(study.methods) * num_seeds
-    seconds = (
-        num_seeds * full_steps.finetuning * method_seconds + full_steps.pretraining * pretraining_seconds
-    ) / TIMED_STEPS
+    seconds = num_seeds * full_steps.finetuning * finetuning_seconds + full_steps.pretraining * pretraining_seconds
     fixed_seconds = overhead * (num_runs + len(pretraining_methods))
     budget_fraction = min(1.0, (60 * float(args.minutes or 0) - fixed_seconds) / seconds)
     steps = Steps(round(budget_fraction * full_steps.finetuning), round(budget_fraction * full_steps.pretraining))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -26,6 +26,7 @@ from .interruption import RunInterrupted
 from .logging import read_metrics
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
+from .run_arguments import RunArguments
 from .run_dir import (
     check_publishing,
     check_run_dir,
@@ -40,10 +41,11 @@ from .run_dir import (
 STAGE = "pretraining"
 # Argument groups that the pretraining stage takes from the run; its optimisation arguments are pretraining's own.
 SHARED_GROUPS = ("data", "model", "checkpoints", "logging")
-# Number of steps to time for converting minutes to steps; the first ones are slow.
+# Number of steps to time for converting minutes to steps.
 TIMED_STEPS = 12
 # More would only take longer to measure.
 MAX_VAL_IMAGES = 32
+Arguments = TypeVar("Arguments", bound=RunArguments)
 
 
 def pretrain_first(args: FinetuneArguments, images: FinetuneData) -> str:
@@ -180,23 +182,10 @@ def _steps_for_minutes(
     if args.resume_from_checkpoint is not None and config.is_file():
         return int(read_yaml(config, PretrainArguments)["max_steps"])
     folder = Path(args.output_dir).with_name(".timing")
-    timed_steps = TIMED_STEPS + 4 * args.dataloader_num_workers  # more than workers read ahead
-    timing_args = dataclasses.replace(
-        args,
-        output_dir=str(folder),
-        max_steps=timed_steps,
-        warmup_steps=0,
-        save_steps=0,
-        report_to=[],
-        overwrite=True,
-        resume_from_checkpoint=None,
-        num_val_images=1,
-        logging_steps=timed_steps // 2,
-    )
+    timing_args = dataclasses.replace(timing_arguments(args, folder), num_val_images=1)
     try:
         PretrainTrainer(timing_args, more_images={"labelled": labelled}).run()
-        # From the second half: the first steps start the workers and compile.
-        rate = read_metrics(folder / "metrics.jsonl")[-1]["images_per_second"] if accelerator.is_main_process else 0
+        steps = round(60 * minutes / seconds_per_step(timing_args)) if accelerator.is_main_process else 0
     except RunInterrupted as error:
         message = "Stopped while measuring pretraining_minutes; nothing was saved. Repeat the same command."
         accelerator.print(message, flush=True)
@@ -204,5 +193,26 @@ def _steps_for_minutes(
     finally:
         if accelerator.is_main_process:  # which ends last, see `Trainer.run`
             shutil.rmtree(folder, ignore_errors=True)
-    (steps,) = broadcast_object_list([max(TIMED_STEPS, round(60 * minutes * rate / args.batch_size))])
+    (steps,) = broadcast_object_list([max(TIMED_STEPS, steps)])
     return int(steps)
+
+
+def timing_arguments(args: Arguments, folder: Path) -> Arguments:
+    """Arguments of a short run in `folder`, for [`seconds_per_step`]."""
+    steps = TIMED_STEPS + 4 * args.dataloader_num_workers  # more than workers read ahead
+    return dataclasses.replace(
+        args,
+        output_dir=str(folder),
+        max_steps=steps,
+        warmup_steps=0,
+        save_steps=0,
+        report_to=[],
+        overwrite=True,
+        resume_from_checkpoint=None,
+        logging_steps=steps // 2,
+    )
+
+
+def seconds_per_step(args: RunArguments) -> float:
+    """Time of a step in a run of [`timing_arguments`], from its second half: the first steps start the workers."""
+    return float(args.batch_size / read_metrics(Path(args.output_dir) / "metrics.jsonl")[-1]["images_per_second"])

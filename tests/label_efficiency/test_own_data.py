@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,15 +158,22 @@ def test_validation_images_among_the_unlabelled_ones_are_told_in_the_report(data
 
 
 def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
+    def timed(args, seconds):
+        """A run whose steps take `seconds`, but for a slow start."""
+        rows = [{"step": 6, "images_per_second": 0.1}, {"step": 12, "images_per_second": args.batch_size / seconds}]
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(args.output_dir) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"seconds": 12 * seconds}
+
     class Trainer:
-        def __init__(self, *args, **kwargs):
-            pass
+        def __init__(self, args, **kwargs):
+            self.args = args
 
         def run(self):
-            return {"seconds": 6.0}  # 0.5 s a step
+            return timed(self.args, 0.5)
 
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.PretrainTrainer", Trainer)
-    monkeypatch.setattr("ddep_hub.label_efficiency.own_data.finetune", lambda args: {"seconds": 3.0})
+    monkeypatch.setattr("ddep_hub.label_efficiency.own_data.finetune", lambda args: timed(args, 0.25))
     clock = iter([0.0, 4 * 16.0 + 13.0])  # 10 s a run beside its steps
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.time.monotonic", lambda: next(clock))
     args = arguments(data, tmp_path, labels=[4], seeds=2, minutes=30.0)
@@ -198,7 +206,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     assert own_data_study(args, Steps(7, 9)).methods[0].finetuning["max_steps"] == 7
     # A loss on unlabelled images makes steps slower: here 0.75 s in place of 0.25.
     monkeypatch.setattr(
-        "ddep_hub.label_efficiency.own_data.finetune", lambda args: {"seconds": 9.0 if args.unlabelled else 3.0}
+        "ddep_hub.label_efficiency.own_data.finetune", lambda args: timed(args, 0.75 if args.unlabelled else 0.25)
     )
     clock = iter([0.0, 13.0])
     methods = [RANDOM_DECODER, CONSISTENCY_METHOD]
