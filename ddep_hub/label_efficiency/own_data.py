@@ -194,16 +194,21 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     fixed_seconds = overhead * (num_runs + len(pretraining_methods))
     budget_fraction = min(1.0, (60 * float(args.minutes or 0) - fixed_seconds) / seconds)
     steps = Steps(round(budget_fraction * full_steps.finetuning), round(budget_fraction * full_steps.pretraining))
+
+    def minutes_for(finetuning_steps: int) -> int:
+        return math.ceil((fixed_seconds + seconds * finetuning_steps / full_steps.finetuning) / 60)
+
     if steps.finetuning < TIMED_STEPS:
-        min_seconds = fixed_seconds + seconds * (TIMED_STEPS + 1) / full_steps.finetuning
         raise ValueError(
             f"minutes: {args.minutes:g} is too short for {num_runs} runs, which take at least "
-            f"{math.ceil(min_seconds / 60)}. Allow more, or compare fewer methods, labels and seeds."
+            f"{minutes_for(TIMED_STEPS + 1)}. Allow more, or compare fewer methods, labels and seeds."
         )
     if steps.finetuning < MIN_RELIABLE_STEPS:
         print(
-            f"Only {steps.finetuning} fine-tuning steps fit into {args.minutes:g} minutes with {num_runs} runs; with "
-            f"the default of {full_steps.finetuning}, results may differ."
+            f"Only {steps.finetuning} steps of fine-tuning fit into {args.minutes:g} minutes with {num_runs} runs, too "
+            f"few for a recommendation. For {MIN_RELIABLE_STEPS} steps, allow {minutes_for(MIN_RELIABLE_STEPS)} "
+            "minutes, or compare fewer methods, labels and seeds.",
+            flush=True,
         )
     atomic_write(output / STEPS, json.dumps(dataclasses.asdict(steps)) + "\n")
     return steps

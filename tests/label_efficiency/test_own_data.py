@@ -203,6 +203,10 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     monkeypatch.delattr("ddep_hub.label_efficiency.own_data.PretrainTrainer")  # nothing is pretrained
     steps = fit_steps(args, build_study(args))
     assert abs(2 * (10 + steps.finetuning * 0.25) - 60) < 1
+    # 2 * (10 + 300 * 0.25) seconds
+    assert (
+        "80 steps of fine-tuning fit" in (out := capsys.readouterr().out) and "For 300 steps, allow 3 minutes" in out
+    )
     assert own_data_study(args, Steps(7, 9)).methods[0].finetuning["max_steps"] == 7
     # A loss on unlabelled images makes steps slower: here 0.75 s in place of 0.25.
     monkeypatch.setattr(
