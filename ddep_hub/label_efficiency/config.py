@@ -84,7 +84,11 @@ class StudyArguments(LabelledDataArguments):
     study: str | None = arg(
         None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
     )
-    methods: list[str] = arg([], "Methods to run. Default: all but the shipped decoders for another kind of images.")
+    methods: list[str] = arg(
+        [],
+        "Methods to run. Default: all of the study file; on your own data, a random decoder, DDeP, the shipped "
+        "decoders for such images, and the objective that gained most on them.",
+    )
     fractions: list[str] = arg([], "Label fractions to run. Default: all of the study file.")
     report_only: bool = arg(False, "Write the report and figure from the existing rows without running anything.")
 

@@ -63,8 +63,11 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
 
     Pretraining, by denoising (DDeP), by predicting masked patches or by predicting features, from a random decoder or
     a shipped one, uses the images of `unlabelled` and all training images, whether their labels are used or not, at
-    the scales of fine-tuning. Consistency uses those of `unlabelled` and the labelled ones. Shipped decoders for
-    another kind of images than `augmentation` are optional. `steps` are by default the preset's.
+    the scales of fine-tuning. Consistency uses those of `unlabelled` and the labelled ones. `steps` are by default the
+    preset's.
+
+    Not optional are a random decoder, DDeP, the shipped decoders for the kind of images of `augmentation`, and the
+    objective that gained most on such images (docs/does-it-pay.md).
     """
     shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
@@ -99,8 +102,12 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         for name, model in matching.items()
     ]
     can_predict_features = not fixed_image_size(DDePConfig(encoder_name=settings.encoder_name))
+    if is_microscopy or not can_predict_features:
+        defaults = (DDEP_METHOD, MASKED_METHOD)
+    else:
+        defaults = (DDEP_METHOD, CONTINUED_METHOD if START in matching else FEATURES_METHOD)
     methods += [
-        Method(name, {**pretraining, "corruption": corruption}, without_encoder, baseline=False)
+        Method(name, {**pretraining, "corruption": corruption}, without_encoder, False, optional=name not in defaults)
         for name, corruption in CORRUPTIONS.items()
         if name != CONTINUED_METHOD and (name != FEATURES_METHOD or can_predict_features)
     ]
@@ -108,9 +115,11 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         start_fields = list_field_names(PretrainArguments, "architecture")  # set by the shipped decoder
         continued = {name: value for name, value in pretraining.items() if name not in start_fields}
         continued |= {"corruption": CORRUPTIONS[CONTINUED_METHOD], "pretrained": START}
-        methods.append(Method(CONTINUED_METHOD, continued, without_encoder, False, optional=is_microscopy))
+        is_optional = CONTINUED_METHOD not in defaults
+        methods.append(Method(CONTINUED_METHOD, continued, without_encoder, False, optional=is_optional))
     if args.unlabelled:
-        methods.append(Method(CONSISTENCY_METHOD, None, {**shared, **decoder_fields, **CONSISTENCY}, baseline=False))
+        consistency = {**shared, **decoder_fields, **CONSISTENCY}
+        methods.append(Method(CONSISTENCY_METHOD, None, consistency, False, optional=True))
     seeds = {str(Fraction(count, num_images)): args.seeds or 3 for count in sorted(labels)}
     return Study(methods, seeds, args.data, args.unlabelled, None, own_data=True)
 
@@ -205,8 +214,8 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
         )
     if steps.finetuning < MIN_RELIABLE_STEPS:
         print(
-            f"Only {steps.finetuning} steps of fine-tuning fit into {args.minutes:g} minutes with {num_runs} runs, too "
-            f"few for a recommendation. For {MIN_RELIABLE_STEPS} steps, allow {minutes_for(MIN_RELIABLE_STEPS)} "
+            f"Only {steps.finetuning} steps of fine-tuning fit into {args.minutes:g} minutes with {num_runs} runs, "
+            f"too few for a recommendation. For {MIN_RELIABLE_STEPS} steps, allow {minutes_for(MIN_RELIABLE_STEPS)} "
             "minutes, or compare fewer methods, labels and seeds.",
             flush=True,
         )
