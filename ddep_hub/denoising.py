@@ -12,12 +12,14 @@ resolution.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .configuration_ddep import DDePConfig
 from .resampling import resample, resize
 
 
@@ -62,19 +64,19 @@ def gamma_from_sigma(sigma: torch.Tensor | float) -> torch.Tensor | float:
 
 
 def sample_sigma(
-    sigma: float | Sequence[float],
+    sigma_range: tuple[float, float],
     batch_size: int,
     *,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Noise levels of a batch, float32 `(batch_size,)`: `sigma`, or uniform draws if it is a range (low, high).
+    """Noise levels of a batch, float32 `(batch_size,)`: uniform draws, unless both ends of the range are the same.
 
     `generator` may be on another device than the result, which is on `device`; `None` is torch's default generator.
     """
-    if isinstance(sigma, (int, float)):
-        return torch.full((batch_size,), float(sigma), device=device)
-    low, high = sigma
+    low, high = sigma_range
+    if low == high:
+        return torch.full((batch_size,), low, device=device)
     generator_device = generator.device if generator is not None else device
     uniform = torch.rand(batch_size, generator=generator, device=generator_device).to(device)
     return low + (high - low) * uniform
@@ -143,12 +145,6 @@ def noise_scale(sigma: torch.Tensor | float, corruption: str) -> torch.Tensor | 
     return sigma * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else sigma
 
 
-def denoising_target(clean: torch.Tensor, noise: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """The training target: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
-    _check(prediction_type, "epsilon", "sample")
-    return noise if prediction_type == "epsilon" else clean
-
-
 def mean_squared_error(
     prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -180,3 +176,25 @@ def denoise(
     sigma = broadcast_like(sigma, noisy)
     simple = noisy / gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else noisy
     return simple - sigma * prediction
+
+
+class Corruption(NamedTuple):
+    """How images are corrupted: `apply(clean, noise, sigma, config)` returns corrupted images and a mask or `None`."""
+
+    apply: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]  # with a mask, only the loss of its pixels counts
+    needs_noise: bool = True  # whether `apply` uses noise and sigma
+    size_factor: int = 1  # side of the clean images over that of the corrupted ones
+
+
+def _mask_patches(clean: torch.Tensor, noise: torch.Tensor, _: object, config: DDePConfig) -> tuple[torch.Tensor, ...]:
+    mask = draw_mask(noise, config.mask_ratio, config.mask_patch_size)
+    return clean.masked_fill(mask, 0), mask
+
+
+_NOISE = Corruption(lambda clean, noise, sigma, config: (corrupt(clean, noise, sigma, config.corruption), None))
+CORRUPTIONS = {
+    "scaled": _NOISE,
+    "simple": _NOISE,
+    "masked": Corruption(_mask_patches),
+    "downsampled": Corruption(lambda clean, *_: (downsample(clean), None), needs_noise=False, size_factor=2),
+}

@@ -15,12 +15,9 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoder
 from .denoising import (
+    CORRUPTIONS,
     broadcast_like,
     check_noise,
-    corrupt,
-    denoising_target,
-    downsample,
-    draw_mask,
     feature_target,
     mean_squared_error,
     noise_scale,
@@ -231,10 +228,10 @@ class DDePForPreTraining(DDePPreTrainedModel):
         config.validate_architecture()  # `from_pretrained` sets the fields one by one
         self.ddep = DDePModel(config, encoder)
         channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
-        if config.corruption == "downsampled":
+        if config.prediction_type == "features":
             if fixed_image_size(config) is not None:
                 raise ValueError(
-                    'corruption="downsampled" needs an encoder that accepts any image size, but '
+                    f'corruption="{config.corruption}" needs an encoder that accepts any image size, but '
                     f"{config.encoder_name} accepts only one. Choose another encoder or `corruption` (in fine-tuning, "
                     "`pretraining_corruption`)."
                 )
@@ -295,23 +292,24 @@ class DDePForPreTraining(DDePPreTrainedModel):
         check_noise(pixel_values, noise, sigma)
         if self.config.freeze_encoder and self.ddep.encoder.training:
             self.ddep.encoder.eval()  # in case `.train()` was called on a submodule
-        if self.config.corruption == "downsampled":
-            return self._predict_features(pixel_values, output_hidden_states, return_loss)
+        corruption, predicts_features = CORRUPTIONS[self.config.corruption], self.config.prediction_type == "features"
         batch, _, height, width = pixel_values.shape
-        if noise is None:
-            generator_device = generator.device if generator is not None else pixel_values.device
-            noise = torch.randn(pixel_values.shape, generator=generator, device=generator_device).to(pixel_values)
-        if sigma is None:
-            low, high = self.config.sigma_range
-            level: float | tuple[float, float] = low if low == high else (low, high)
-            sigma = sample_sigma(level, batch, generator=generator, device=pixel_values.device)
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=pixel_values.device).expand(batch)
-        mask = None
-        if self.config.corruption == "masked":
-            mask = draw_mask(noise, self.config.mask_ratio, self.config.mask_patch_size)
-            noisy = pixel_values.masked_fill(mask, 0)
+        if predicts_features:  # so that neither the images nor the corrupted ones are padded later
+            pixel_values = pad_to_multiple(pixel_values, corruption.size_factor * self.ddep.stride)
+        if not corruption.needs_noise:
+            noise = sigma = None
         else:
-            noisy = corrupt(pixel_values, noise, sigma, self.config.corruption)
+            if noise is None:
+                generator_device = generator.device if generator is not None else pixel_values.device
+                noise = torch.randn(pixel_values.shape, generator=generator, device=generator_device).to(pixel_values)
+            if sigma is None:
+                sigma = sample_sigma(self.config.sigma_range, batch, generator=generator, device=pixel_values.device)
+            sigma = torch.as_tensor(sigma, dtype=torch.float32, device=pixel_values.device).expand(batch)
+        noisy, mask = corruption.apply(pixel_values, noise, sigma, self.config)
+        if predicts_features:
+            target = self.feature_target(pixel_values)
+        else:
+            target = noise if self.config.prediction_type == "epsilon" else pixel_values
         outputs = self.ddep(
             noisy,
             output_hidden_states=output_hidden_states,
@@ -319,7 +317,14 @@ class DDePForPreTraining(DDePPreTrainedModel):
             return_dict=True,
         )
         hidden_state = outputs.last_hidden_state
-        if self.config.image_skip:
+        if predicts_features:
+            size = target.shape[-2:]
+            if hidden_state.shape[-1] >= size[1]:
+                hidden_state = F.avg_pool2d(hidden_state, hidden_state.shape[-1] // size[1])
+            else:  # a decoder with few blocks
+                hidden_state = F.interpolate(hidden_state, size=size, mode="bilinear")
+            prediction = self.noise_head(hidden_state)
+        elif self.config.image_skip:
             # In units of the noise: otherwise a head with small initial weights would take long to reach the right
             # scale.
             scaled_noisy = noisy / broadcast_like(noise_scale(sigma, self.config.corruption), noisy)
@@ -327,7 +332,6 @@ class DDePForPreTraining(DDePPreTrainedModel):
             prediction = self.noise_head(torch.cat([hidden_state, scaled_noisy.to(hidden_state.dtype)], dim=1))
         else:
             prediction = self.ddep.to_image_size(self.noise_head(hidden_state), height, width)
-        target = denoising_target(pixel_values, noise, self.config.prediction_type)
         return DDePForPreTrainingOutput(
             loss=mean_squared_error(prediction.float(), target.float(), mask) if return_loss else None,
             prediction=prediction,
@@ -335,27 +339,6 @@ class DDePForPreTraining(DDePPreTrainedModel):
             noisy_pixel_values=noisy,
             sigma=sigma,
             mask=mask,
-            hidden_states=outputs.hidden_states,
-        )
-
-    def _predict_features(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | None, return_loss: bool
-    ) -> DDePForPreTrainingOutput:
-        """Predicts the encoder's features of images from the images at half the resolution."""
-        pixel_values = pad_to_multiple(pixel_values, 2 * self.ddep.stride)  # so that the half-size image is not padded
-        target, small = self.feature_target(pixel_values), downsample(pixel_values)
-        outputs = self.ddep(small, output_hidden_states=output_hidden_states, frozen_encoder=True, return_dict=True)
-        hidden_state, size = outputs.last_hidden_state, target.shape[-2:]
-        if hidden_state.shape[-1] >= size[1]:
-            hidden_state = F.avg_pool2d(hidden_state, hidden_state.shape[-1] // size[1])
-        else:  # a decoder with few blocks
-            hidden_state = F.interpolate(hidden_state, size=size, mode="bilinear")
-        prediction = self.noise_head(hidden_state)
-        return DDePForPreTrainingOutput(
-            loss=mean_squared_error(prediction.float(), target) if return_loss else None,
-            prediction=prediction,
-            target=target,
-            noisy_pixel_values=small,
             hidden_states=outputs.hidden_states,
         )
 

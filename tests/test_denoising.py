@@ -10,7 +10,6 @@ from ddep_hub.denoising import (
     check_noise,
     corrupt,
     denoise,
-    denoising_target,
     draw_mask,
     gamma_from_sigma,
     sample_sigma,
@@ -70,26 +69,22 @@ def test_the_same_number_of_patches_is_masked_in_each_image(ratio, count):
     assert torch.equal(draw_mask(noise[1:2], ratio, 16), mask[1:2])  # whatever else is in the batch
 
 
-def test_target():
-    clean, noise = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
-    assert denoising_target(clean, noise, "epsilon") is noise
-    assert denoising_target(clean, noise, "sample") is clean
-
-
 @pytest.mark.parametrize("corruption", ["scaled", "simple"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
 def test_denoise_inverts_where_the_prediction_is_exact(corruption, prediction_type):
     clean, noise, sigma = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6), torch.tensor([0.22, 0.7])
     noisy = corrupt(clean, noise, sigma, corruption)
-    exact = denoising_target(clean, noise, prediction_type)
+    exact = noise if prediction_type == "epsilon" else clean
     denoised = denoise(noisy, exact, sigma, corruption=corruption, prediction_type=prediction_type)
     torch.testing.assert_close(denoised, clean, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("call", [lambda x: corrupt(x, x, 0.2, "Simple"), lambda x: denoising_target(x, x, "noise")])
-def test_an_unknown_kind_is_refused(call):
-    with pytest.raises(ValueError, match=r"Simple|noise"):
-        call(torch.zeros(1, 1, 2, 2))
+def test_an_unknown_kind_is_refused():
+    images = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="Simple"):
+        corrupt(images, images, 0.2, "Simple")
+    with pytest.raises(ValueError, match="noise"):
+        denoise(images, images, 0.2, corruption="simple", prediction_type="noise")
 
 
 def test_sigma_of_any_kind_is_checked():
@@ -102,7 +97,7 @@ def test_sigma_of_any_kind_is_checked():
 
 
 def test_sample_sigma():
-    assert sample_sigma(0.22, 3).tolist() == pytest.approx([0.22] * 3)
+    assert sample_sigma((0.22, 0.22), 3).tolist() == pytest.approx([0.22] * 3)
     levels = sample_sigma((0.2, 0.3), 2000, generator=torch.Generator().manual_seed(1))
     assert levels.shape == (2000,) and levels.dtype == torch.float32
     assert 0.2 <= levels.min() < 0.201 and 0.299 < levels.max() <= 0.3

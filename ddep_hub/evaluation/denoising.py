@@ -1,14 +1,19 @@
-"""Denoising error of a model, and of baselines that learn no features."""
+"""Denoising error of a model, that of baselines that learn no features, and figures of what it predicts."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
 from ddep_hub.configuration_ddep import PREDICTED
 from ddep_hub.denoising import denoise, downsample, draw_mask, mean_squared_error
-from ddep_hub.modeling_ddep import DDePForPreTraining
 from ddep_hub.resampling import pad_to_multiple
+
+from .visualization import draw_panels, to_uint8
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
@@ -79,14 +84,14 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
 
 
 @torch.no_grad()
-def denoising_references(clean: torch.Tensor, training: torch.Tensor, sigma: float) -> dict[str, float]:
+def denoising_references(model: nn.Module, clean: torch.Tensor, training: torch.Tensor) -> dict[str, float]:
     """Computes the error of baseline denoisers that learn no features, on the same noise as [`denoising_error`].
 
     Returns `predicting_zero`, the error of predicting no noise (1 in expectation); `gaussian_blur`, that of the best
     Gaussian blur per channel, whose width is chosen on the validation images `clean` themselves; and `linear_filter`,
     that of the best 3x3 filter over all channels, fitted on the images `training`.
     """
-    noise = validation_noise(clean)
+    noise, sigma = validation_noise(clean), sum(model.config.sigma_range) / 2
     noisy = clean + sigma * noise
 
     def error(predicted: torch.Tensor) -> float:
@@ -107,13 +112,14 @@ def denoising_references(clean: torch.Tensor, training: torch.Tensor, sigma: flo
 
 
 @torch.no_grad()
-def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: int) -> dict[str, float]:
+def masking_references(model: nn.Module, clean: torch.Tensor, *_: object) -> dict[str, float]:
     """Computes the error of baselines on the masked pixels, with the same masks as [`denoising_error`].
 
     Returns `predicting_mean`, the error of predicting each image's mean visible pixel; and `gaussian_blur`, that of
     the best blur of the visible pixels, whose width is chosen on the validation images `clean` themselves.
     """
-    mask = draw_mask(validation_noise(clean), mask_ratio, mask_patch_size)
+    patch_size = model.config.mask_patch_size
+    mask = draw_mask(validation_noise(clean), model.config.mask_ratio, patch_size)
     visible = (~mask).to(clean)
     means = (clean * visible).mean((2, 3), keepdim=True) / visible.mean((2, 3), keepdim=True).clamp(min=1e-6)
 
@@ -122,13 +128,13 @@ def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: 
 
     blurs = []
     for patches in MASK_BLURS:
-        weight, blurred = (_wide_blur(values, patches * mask_patch_size) for values in (visible, clean * visible))
+        weight, blurred = (_wide_blur(values, patches * patch_size) for values in (visible, clean * visible))
         blurs.append(error((blurred + 1e-6 * means) / (weight + 1e-6)))  # the mean where no visible pixel is near
     return {"predicting_mean": error(means), "gaussian_blur": min(blurs)}
 
 
 @torch.no_grad()
-def feature_references(model: DDePForPreTraining, clean: torch.Tensor, *, batch_size: int = 4) -> dict[str, float]:
+def feature_references(model: nn.Module, clean: torch.Tensor, *_: object, batch_size: int = 4) -> dict[str, float]:
     """Computes the error of baselines without a decoder on the features, comparable to [`denoising_error`].
 
     Returns `mean_features`, the error of predicting each channel's mean over the validation images `clean`; and
@@ -182,3 +188,67 @@ def _extract_patches(image: torch.Tensor) -> torch.Tensor:
 def _flatten_pixels(image: torch.Tensor) -> torch.Tensor:
     """All pixels with their channels last: float64 (H * W, C)."""
     return image.permute(1, 2, 0).flatten(0, 1).double()
+
+
+@torch.no_grad()
+def denoising_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
+    """Draws image, corrupted image, prediction and restored image, one row per image.
+
+    `clean` are normalised images (n, C, H, W); `model`, a [`DDePForPreTraining`], is put into eval mode.
+    """
+    clean = clean.to(next(model.parameters()).device)
+    return EVALUATIONS[model.config.corruption].picture(model.eval(), clean)
+
+
+def _noise_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
+    noise, sigma = validation_noise(clean), sum(model.config.sigma_range) / 2
+    denoised = restore(model, clean, noise, sigma)
+    noisy = clean + sigma * noise
+    rows = []
+    for image, corrupted, restored in zip(clean, noisy, denoised, strict=True):
+        pictures = to_uint8(torch.stack([image, corrupted, restored]))
+        predicted = to_uint8(torch.stack([(corrupted - restored) / sigma]).clamp(-3, 3))
+        rows.append([pictures[0], pictures[1], predicted[0], pictures[2]])
+    return draw_panels(rows, ["image", "noisy image", "predicted noise", "denoised image"])
+
+
+def _masking_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
+    output = model(pixel_values=clean, noise=validation_noise(clean))
+    rows = []
+    for image, masked, predicted, mask in zip(
+        clean, output.noisy_pixel_values, output.prediction.float(), output.mask, strict=True
+    ):
+        rows.append(to_uint8(torch.stack([image, masked, predicted, predicted.where(mask, image)])))
+    return draw_panels(rows, ["image", "masked image", "prediction", "filled-in image"])
+
+
+def _features_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
+    """Shows the first three principal components of the target as RGB, in target and prediction."""
+    output = model(pixel_values=clean)
+    target, predicted = (f.float().movedim(1, -1) for f in (output.target, output.prediction))
+    mean, channels = target.mean((0, 1, 2)), target.shape[-1]
+    centered = (target - mean).reshape(-1, channels)
+    components = torch.linalg.eigh(centered.T @ centered).eigenvectors.T.flip(0)[:3]
+    rows = []
+    for image, small, *features in zip(clean, output.noisy_pixel_values, target, predicted, strict=True):
+        maps = torch.stack([((feature - mean) @ components.T).movedim(-1, 0) for feature in features])
+        scale = maps[:1].flatten(2).std(-1)[..., None, None].clamp(min=1e-6)
+        rows.append([*to_uint8(image[None]), *to_uint8(small[None]), *to_uint8((maps / scale).clamp(-2, 2))])
+    return draw_panels(rows, ["image", "downsampled image", "encoder's features", "predicted features"])
+
+
+class Evaluation(NamedTuple):
+    """How a model that was pretrained with a certain `config.corruption` is evaluated."""
+
+    predicted: str  # in words
+    references: Callable[..., dict[str, float]]  # called with the model, validation and training images, normalised
+    picture: Callable[[nn.Module, torch.Tensor], Image.Image]
+
+
+_NOISE = Evaluation("the predicted noise", denoising_references, _noise_picture)
+EVALUATIONS = {
+    "scaled": _NOISE,
+    "simple": _NOISE,
+    "masked": Evaluation("the masked patches", masking_references, _masking_picture),
+    "downsampled": Evaluation("the predicted features", feature_references, _features_picture),
+}

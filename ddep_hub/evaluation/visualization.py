@@ -18,7 +18,6 @@ from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.image_conversion import ChannelImage, to_rgb
 
-from .denoising import restore, validation_noise
 from .inference import InferenceOptions, predict_ids
 
 
@@ -171,55 +170,6 @@ def to_rgb_image(image: Image.Image | ChannelImage, channel_order: Sequence[int]
         return ChannelImage(image.pixels[order]).to_rgb() if order else image.to_rgb()
     image = image if image.mode == "RGB" else to_rgb(image)  # those of a user's own dataset
     return Image.fromarray(np.asarray(image)[..., order]) if order else image
-
-
-@torch.no_grad()
-def denoising_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
-    """Draws image, corrupted image, prediction and restored image, one row per image.
-
-    `clean` are normalised images (n, C, H, W); `model`, a [`DDePForPreTraining`], is put into eval mode.
-    """
-    model.eval()
-    sigma = sum(model.config.sigma_range) / 2
-    clean = clean.to(next(model.parameters()).device)
-    if model.config.corruption == "downsampled":
-        return _features_picture(model, clean)
-    noise = validation_noise(clean)
-    if model.config.corruption == "masked":
-        return _masking_picture(model, clean, noise)
-    denoised = restore(model, clean, noise, sigma)
-    noisy = clean + sigma * noise
-    rows = []
-    for image, corrupted, restored in zip(clean, noisy, denoised, strict=True):
-        pictures = to_uint8(torch.stack([image, corrupted, restored]))
-        predicted = to_uint8(torch.stack([(corrupted - restored) / sigma]).clamp(-3, 3))
-        rows.append([pictures[0], pictures[1], predicted[0], pictures[2]])
-    return draw_panels(rows, ["image", "noisy image", "predicted noise", "denoised image"])
-
-
-def _masking_picture(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor) -> Image.Image:
-    output = model(pixel_values=clean, noise=noise)
-    rows = []
-    for image, masked, predicted, mask in zip(
-        clean, output.noisy_pixel_values, output.prediction.float(), output.mask, strict=True
-    ):
-        rows.append(to_uint8(torch.stack([image, masked, predicted, predicted.where(mask, image)])))
-    return draw_panels(rows, ["image", "masked image", "prediction", "filled-in image"])
-
-
-def _features_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
-    """Shows the first three principal components of the target as RGB, in target and prediction."""
-    output = model(pixel_values=clean)
-    target, predicted = (f.float().movedim(1, -1) for f in (output.target, output.prediction))
-    mean, channels = target.mean((0, 1, 2)), target.shape[-1]
-    centered = (target - mean).reshape(-1, channels)
-    components = torch.linalg.eigh(centered.T @ centered).eigenvectors.T.flip(0)[:3]
-    rows = []
-    for image, small, *features in zip(clean, output.noisy_pixel_values, target, predicted, strict=True):
-        maps = torch.stack([((feature - mean) @ components.T).movedim(-1, 0) for feature in features])
-        scale = maps[:1].flatten(2).std(-1)[..., None, None].clamp(min=1e-6)
-        rows.append([*to_uint8(image[None]), *to_uint8(small[None]), *to_uint8((maps / scale).clamp(-2, 2))])
-    return draw_panels(rows, ["image", "downsampled image", "encoder's features", "predicted features"])
 
 
 def segmentation_picture(

@@ -147,7 +147,6 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "method": record.get("method"),
         "config": config,
         "has_noise": config.corruption not in PREDICTED,
-        "is_masked": config.corruption == "masked",
         "reference_names": REFERENCES,
         "record": record,
         "run": run,

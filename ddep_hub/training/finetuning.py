@@ -190,7 +190,7 @@ class FinetuneTrainer(Trainer):
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
         """Pairs each labelled image with an unlabelled one; labelled images also count as unlabelled."""
         args, sources, config = self.args, unlabelled_sources(self.args.unlabelled), self.model.config
-        if args.denoising_weight and config.corruption == "downsampled":
+        if args.denoising_weight and config.prediction_type == "features":
             raise ValueError(
                 "denoising_weight: the decoder was pretrained to predict the encoder's features, which change during "
                 "fine-tuning. Leave denoising_weight out."

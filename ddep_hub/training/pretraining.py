@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from PIL import Image
 from torch import nn
@@ -30,15 +29,9 @@ from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import rendered_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
+from ddep_hub.denoising import CORRUPTIONS
 from ddep_hub.encoder_weights import encoder_file, hash_weights
-from ddep_hub.evaluation.denoising import (
-    REFERENCES,
-    denoising_error,
-    denoising_references,
-    feature_references,
-    masking_references,
-)
-from ddep_hub.evaluation.visualization import denoising_picture
+from ddep_hub.evaluation.denoising import EVALUATIONS, REFERENCES, denoising_error, denoising_picture
 from ddep_hub.modeling_ddep import DDePForPreTraining
 from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
@@ -57,12 +50,6 @@ logger = logging.getLogger(__name__)
 
 # Number of training images used to fit the linear filter baseline, and to measure mean and std.
 REFERENCE_IMAGES = 32
-# Description of the target, by the baseline that is specific to the objective.
-PREDICTIONS = {
-    "predicting_zero": "the predicted noise",
-    "predicting_mean": "the masked patches",
-    "mean_features": "the predicted features",
-}
 
 
 @track_time()
@@ -94,17 +81,17 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
     """
     trainer = PretrainTrainer(build_arguments(PretrainArguments, kwargs, arguments))
     results = trainer.run()
-    print_report(trainer.accelerator, results)
+    print_report(trainer, results)
     return results
 
 
-def print_report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
+def print_report(trainer: "PretrainTrainer", results: Mapping[str, float]) -> None:
     """Prints the results of pretraining."""
     references = ", ".join(f"{label} {results[name]:.4f}" for name, label in REFERENCES.items() if name in results)
-    predicted = next(words for name, words in PREDICTIONS.items() if name in results)
-    accelerator.print(f"Error of {predicted} on validation images: {results['denoising_error']:.4f} ({references})")
+    what, error = EVALUATIONS[trainer.args.corruption].predicted, results["denoising_error"]
+    trainer.accelerator.print(f"Error of {what} on validation images: {error:.4f} ({references})")
     if not has_learned(results):
-        accelerator.print("The decoder does not beat these baselines yet. Train for longer.")
+        trainer.accelerator.print("The decoder does not beat these baselines yet. Train for longer.")
 
 
 def has_learned(results: Mapping[str, float]) -> bool:
@@ -159,15 +146,10 @@ class PretrainTrainer(Trainer):
         self.validation = self.normalize(validation)
         warn_about_units(self.validation, next(iter(self.more_images), None) or source_names(args)[0])
         self.run_info["evaluated"] = len(validation)
-        if args.corruption == "masked":
-            self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)
-        elif args.corruption == "downsampled":
-            self.model.to(self.accelerator.device)
-            self.references = feature_references(self.model.eval(), self.validation)
-        else:
-            self.references = denoising_references(
-                self.validation, self.normalize(examples), sum(self.sigma_range) / 2
-            )
+        if self.model.config.prediction_type == "features":  # their references run the encoder
+            self.model.to(self.accelerator.device).eval()
+        references = EVALUATIONS[args.corruption].references
+        self.references = references(self.model, self.validation, self.normalize(examples))
         processes = self.accelerator.num_processes
         self.eval_batch_size = -(-args.batch_size // (processes * micro_batches(args, processes)))
 
@@ -280,7 +262,7 @@ class PretrainTrainer(Trainer):
             self.model.ddep.fold_encoder()
 
     def input_side(self) -> int:
-        return _size_factor(self.args) * super().input_side()
+        return CORRUPTIONS[self.args.corruption].size_factor * super().input_side()
 
     def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
         images = batch["pixel_values"]
@@ -288,7 +270,7 @@ class PretrainTrainer(Trainer):
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         images = self.normalize(batch["pixel_values"])
-        if self.args.corruption == "downsampled":
+        if not CORRUPTIONS[self.args.corruption].needs_noise:
             return [model(pixel_values=images).loss * images.numel()]
         noise, sigma = sample_noise(images, self.sigma_range, self.args.seed, step, positions)
         return [model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()]
@@ -323,13 +305,9 @@ def _without_repeated_files(sources: list[Any]) -> list[Any]:
     return others
 
 
-def _size_factor(args: PretrainArguments) -> int:
-    return 2 if args.corruption == "downsampled" else 1
-
-
 def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTransform:
     """The random crops of a run, random resized or as in fine-tuning; twice as large if the model downsamples them."""
-    factor = _size_factor(args)
+    factor = CORRUPTIONS[args.corruption].size_factor
     if args.scale is None:
         return PretrainTransform(
             crop_size=factor * args.crop_size, scale=(args.crop_scale_min, 1.0), num_channels=get_num_channels(args)

@@ -85,7 +85,7 @@ def pretrain_first(args: FinetuneArguments, images: FinetuneData) -> str:
         on_main_process(accelerator, start_folder)
         trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
         results = trainer.run()
-    print_report(trainer.accelerator, results)
+    print_report(trainer, results)
     trainer.accelerator.print("Stage 2 of 2: fine-tuning")
     return str(results["final"])
 

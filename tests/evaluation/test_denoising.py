@@ -1,13 +1,17 @@
 """The denoising error and its references, on cases with known answers."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 
-from ddep_hub import DDePForPreTraining
-from ddep_hub.denoising import corrupt, draw_mask
+from ddep_hub import DDePConfig, DDePForPreTraining
+from ddep_hub.configuration_ddep import PREDICTED
+from ddep_hub.denoising import CORRUPTIONS, corrupt, draw_mask
 from ddep_hub.evaluation.denoising import (
+    EVALUATIONS,
     _wide_blur,
     denoising_error,
     denoising_references,
@@ -15,6 +19,8 @@ from ddep_hub.evaluation.denoising import (
     masking_references,
     validation_noise,
 )
+from ddep_hub.hub.model_card import TEMPLATE
+from ddep_hub.training.arguments import Corruption
 
 
 class Oracle(nn.Module):
@@ -47,7 +53,7 @@ def test_a_perfect_prediction_has_no_error(corruption, prediction_type, hybrid_c
 
 
 def test_predicting_a_part_of_the_noise(hybrid_config, smooth):
-    zero = denoising_references(smooth, smooth, 0.22)["predicting_zero"]
+    zero = denoising_references(Oracle(hybrid_config(), 0.5), smooth, smooth)["predicting_zero"]
     assert zero == pytest.approx(1, abs=0.02)
     assert denoising_error(Oracle(hybrid_config(), 0.5), smooth) == pytest.approx(0.25 * zero, rel=1e-4)
     assert denoising_error(Oracle(hybrid_config(), 0.0), smooth) == pytest.approx(zero, rel=1e-4)
@@ -67,23 +73,24 @@ def test_a_model_is_measured_in_eval_mode(conv_config):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_references_denoise_smooth_images_well_and_noise_not_at_all(smooth):
-    easy = denoising_references(smooth, smooth.flip(0), 0.22)
+def test_references_denoise_smooth_images_well_and_noise_not_at_all(hybrid_config, smooth):
+    oracle = Oracle(hybrid_config(), 1.0)
+    easy = denoising_references(oracle, smooth, smooth.flip(0))
     assert easy["gaussian_blur"] < 0.05 and easy["linear_filter"] < 0.15
-    hard = denoising_references(torch.randn(4, 3, 48, 48), torch.randn(4, 3, 48, 48), 0.22)
+    hard = denoising_references(oracle, torch.randn(4, 3, 48, 48), torch.randn(4, 3, 48, 48))
     assert hard["gaussian_blur"] > 0.9 and hard["linear_filter"] > 0.9
 
 
-def test_the_linear_filter_uses_what_channels_share(smooth):
+def test_the_linear_filter_uses_what_channels_share(hybrid_config, smooth):
     grey = smooth[:, :1].expand(-1, 3, -1, -1) + 0.3 * torch.randn(6, 1, 48, 48)
-    metrics = denoising_references(grey, grey.flip(0), 0.22)
+    metrics = denoising_references(Oracle(hybrid_config(), 1.0), grey, grey.flip(0))
     assert metrics["linear_filter"] < 0.7 * metrics["gaussian_blur"]
 
 
-def test_the_linear_filter_is_fitted_on_the_training_images():
+def test_the_linear_filter_is_fitted_on_the_training_images(hybrid_config):
     """Black ones, of which all that is seen is noise: its prediction for others is off by these, over the level."""
     clean = torch.randn(4, 3, 48, 48)
-    references = denoising_references(clean, torch.zeros(4, 3, 48, 48), 0.5)
+    references = denoising_references(Oracle(hybrid_config(sigma=0.5), 1.0), clean, torch.zeros(4, 3, 48, 48))
     assert references["linear_filter"] == pytest.approx(clean.square().mean().item() / 0.5**2, rel=0.02)
 
 
@@ -96,12 +103,13 @@ def test_the_error_is_that_of_the_model_and_does_not_depend_on_the_batch(hybrid_
         assert one == pytest.approx(model(smooth, noise=noise).loss.item(), rel=1e-4)
 
 
-def test_references_fill_in_smooth_images_well_and_noise_not_at_all(smooth):
-    easy = masking_references(smooth, 0.5, 8)
+def test_references_fill_in_smooth_images_well_and_noise_not_at_all(hybrid_config, smooth):
+    oracle = Oracle(hybrid_config(corruption="masked", prediction_type="sample", mask_patch_size=8), 1.0)
+    easy = masking_references(oracle, smooth)
     assert easy["gaussian_blur"] < 0.3 * easy["predicting_mean"]
     constant = smooth.mean((2, 3), keepdim=True).expand_as(smooth)
-    assert masking_references(constant, 0.5, 8)["predicting_mean"] < 1e-9
-    hard = masking_references(torch.randn(4, 3, 48, 48), 0.5, 8)
+    assert masking_references(oracle, constant)["predicting_mean"] < 1e-9
+    hard = masking_references(oracle, torch.randn(4, 3, 48, 48))
     assert min(hard.values()) > 0.95
 
 
@@ -133,3 +141,10 @@ def test_the_error_of_masked_patches_is_the_loss_and_does_not_depend_on_the_batc
     masks = draw_mask(validation_noise(smooth), 0.5, 20)
     expected = [(image[:, mask[0]] - 0.5).square().mean().item() for image, mask in zip(smooth, masks, strict=True)]
     assert denoising_error(model, smooth) == pytest.approx(sum(expected) / 6, rel=1e-4)
+
+
+def test_every_corruption_is_in_all_lists():
+    names = get_args(DDePConfig.__dataclass_fields__["corruption"].type)
+    assert set(names) == set(get_args(Corruption)) == set(CORRUPTIONS) == set(EVALUATIONS)
+    template = TEMPLATE.read_text()
+    assert all(f'\n    "{name}": {{\n' in template for name in PREDICTED)

@@ -192,7 +192,7 @@ def test_the_arguments_of_a_pretraining_reach_its_parts(pretrain_arguments, tmp_
     assert torch.equal(trainers[0].validation, trainers[1].validation)
     assert trainers[0].references == trainers[1].references
     # The linear filter is fitted on other images, and does worse than one that knows these.
-    known = denoising_references(trainers[0].validation, trainers[0].validation, 0.2)
+    known = denoising_references(trainers[0].model, trainers[0].validation, trainers[0].validation)
     assert trainers[0].references["gaussian_blur"] == known["gaussian_blur"]
     assert trainers[0].references["linear_filter"] > known["linear_filter"]
     images = torch.zeros(64, 3, 4, 4)
