@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ddep_hub.configuration_ddep import DDePConfig
-from ddep_hub.data.image_io import format_list
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoders import is_hybrid
@@ -23,7 +22,7 @@ from ddep_hub.evaluation.predict import get_processor
 from ddep_hub.export import compare_outputs, render_images
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import PREPROCESSOR, load_processor, processor_for_encoder
-from ddep_hub.utils.files import atomic_dir, check_empty
+from ddep_hub.utils.files import atomic_dir, check_output_dir, format_list
 
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     `output` is the output folder, which must be empty. Returns the difference between the outputs of both, see
     [`compare_outputs`]. Raises a ValueError if a part has no counterpart, or the outputs differ by more than rounding.
     """
-    check_empty(output)
+    check_output_dir(output)
     unet, arguments = _read_unet(source)
     for name, value in arguments.items():
         allowed = ALLOWED_VALUES.get(name, (None,))
@@ -91,7 +90,7 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     difference between the outputs of both, see [`compare_outputs`]. Raises a ValueError if a part of the model has no
     counterpart in the U-Net.
     """
-    check_empty(output)
+    check_output_dir(output)
     processor = get_processor(model)
     model = model.float().eval()
     config, stride = model.config, model.ddep.stride

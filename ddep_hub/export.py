@@ -28,11 +28,10 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.files import (
-    SYSTEM_FILES,
     atomic_dir,
     atomic_write,
-    check_not_file,
-    check_replaceable,
+    changed_output_error,
+    check_output_dir,
     explain_write_errors,
 )
 
@@ -90,11 +89,10 @@ def export(
     if isinstance(formats, str) or unknown or not formats:
         raise ValueError(f"formats: got {formats!r}. Pass a list with {' or '.join(FILES)}, or both.")
     folder = Path(folder)
-    check_not_file(folder)
-    check_replaceable(folder)
-    existing = {path.name for path in folder.iterdir()} - SYSTEM_FILES if folder.exists() else set[str]()
-    if existing - WRITTEN_FILES or (existing and "export.json" not in existing):
-        raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
+    is_export = (folder / "export.json").is_file()
+    existing = check_output_dir(folder, "export.json of an export", is_own=is_export)
+    if added := sorted({*existing} - WRITTEN_FILES):
+        raise changed_output_error(folder, added)
     if "onnx" in formats:
         missing_packages = [
             name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None

@@ -47,7 +47,7 @@ def test_the_command_writes_files_that_others_can_run(hybrid_config, tmp_path, c
 
     (output / "serve.py").write_text("mine")
     assert main([*command, "--output_dir", str(output)]) == 1  # at once: nothing is traced
-    assert "holds something other than an export" in capsys.readouterr().err
+    assert "holds files that were added or edited since it was written: serve.py" in capsys.readouterr().err
     assert (output / "serve.py").read_text() == "mine"
 
     # As a caller without this package would: the file and the constants beside it.
@@ -150,7 +150,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(model, tmp_path, name):
 
 def test_what_cannot_be_exported(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "photo.png").write_text("x")
-    with pytest.raises(FileExistsError, match="something other than an export"):
+    with pytest.raises(FileExistsError, match=r"is not empty, but holds no export\.json"):
         exporting.export(model, tmp_path, size=(32, 32), processor=HALF)
     for arguments in (["--size", "0"], ["--formats", "tflite"], ["--size", "1", "2", "3"]):
         with pytest.raises(SystemExit):

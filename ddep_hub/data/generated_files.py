@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .image_io import format_list
+from ddep_hub.utils.files import format_list
 
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ddep_hub.utils.files import is_url
+from ddep_hub.utils.files import format_list, is_url
 
 from .folders import match_split
-from .image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
+from .image_io import IMAGE_EXTENSIONS, BadFileError, iter_files
 
 
 # A data set saved by `save_to_disk` is memory-mapped and can be split anywhere: into this many shards.

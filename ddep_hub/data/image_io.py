@@ -23,6 +23,7 @@ from ddep_hub.image_conversion import (
 )
 from ddep_hub.orientation import apply_orientation, read_orientation
 from ddep_hub.tiff import has_tifffile, is_misread_by_pillow, is_reduced_by_pillow, looks_like_tiff, num_pages
+from ddep_hub.utils.files import format_list
 from ddep_hub.utils.threads import shared_attribute
 
 
@@ -112,11 +113,6 @@ class PackedNames(Sequence[str]):
             return [self[position] for position in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         return os.fsdecode(self._bytes[self._ends[index - 1] if index else 0 : self._ends[index]])
-
-
-def format_list(names: Sequence[object], limit: int = 5) -> str:
-    """The first names or numbers of a list, for a message."""
-    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
 # A file that is not read yet: `{"path": str, "bytes": bytes or None}`, as `datasets.Image(decode=False)` gives it.

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 
 from ddep_hub.image_conversion import warn_once
 from ddep_hub.orientation import ORIENTATIONS
+from ddep_hub.utils.files import format_list
 
 from .classes import ClassTable, class_colors
 from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder, unpacked_root
 from .hf_datasets import load_split, local_fingerprint, make_undecoded_sample, select_undecoded
-from .image_io import BadFileError, decode_image, format_list, read_header
+from .image_io import BadFileError, decode_image, read_header
 from .layouts import find_layout, find_splits, split_files
 from .masks import Palettes, decode_mask
 from .splits import read_split_file

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddep_hub.utils.files import format_list
+
 from .classes import ClassTable
-from .image_io import decode_image, format_list
+from .image_io import decode_image
 from .preprocessing import to_tensor
 from .unlabelled import unlabelled_images
 

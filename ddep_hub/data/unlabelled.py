@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddep_hub.utils.files import format_list
+
 from .folders import is_in_mask_folder, unpacked_root
 from .generated_files import exclude_generated
-from .image_io import format_list, list_images
+from .image_io import list_images
 from .layouts import find_layout, find_splits
 from .name_matching import separate_masks
 from .pairing import PAIRS, read_pairs

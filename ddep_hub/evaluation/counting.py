@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import init_worker, iterate_batches, share_tensors
-from ddep_hub.data.image_io import format_list
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform
 from ddep_hub.data.segmentation_datasets import HubSegmentation, Sample, SegmentationDataset, SegmentationFolder
 from ddep_hub.data.statistics import ClassStatistics
+from ddep_hub.utils.files import format_list
 from ddep_hub.utils.processes import sum_over_processes
 
 from .inference import InferenceOptions, eval_mode, input_device, predict_ids

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddep_hub.data.classes import ClassTable, ordered_names
-from ddep_hub.data.image_io import format_list, lift_size_limit
+from ddep_hub.data.image_io import lift_size_limit
 from ddep_hub.data.labelled_data import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, warn_about_scale
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
@@ -24,7 +24,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import atomic_write, check_not_file, explain_write_errors
+from ddep_hub.utils.files import atomic_write, check_output_dir, explain_write_errors, format_list, output_dir_error
 from ddep_hub.utils.processes import (
     build_accelerator,
     choose_device,
@@ -279,18 +279,13 @@ def _recorded_arguments(args: EvaluateArguments, dataset: SegmentationDataset | 
 
 def check_output(output: Path) -> None:
     """Raises a FileExistsError if the results would replace those of a training run, or other files."""
-    check_not_file(output)
-    existing = [name for name in ("config.json", *RESULT_FILES) if os.path.lexists(output / name)]
+    if os.path.lexists(output / "config.json"):
+        raise output_dir_error(output, "holds a model")
     try:
         is_evaluation = "inference" in json.loads((output / RESULT_FILES[0]).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         is_evaluation = False
-    if existing and (existing[0] == "config.json" or not is_evaluation):
-        is_model = existing[0] == "config.json"
-        description = "a model" if is_model else f"a {existing[0]} not written by an evaluation"
-        raise FileExistsError(
-            f"output_dir: {output} holds {description}, and was left unchanged. Choose another folder."
-        )
+    check_output_dir(output, f"{RESULT_FILES[0]} of an evaluation", is_own=is_evaluation, names=RESULT_FILES)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ddep_hub.data.image_io import format_list
+from ddep_hub.utils.files import format_list
 
 
 # The metrics of a segmentation model, and their titles in tables.

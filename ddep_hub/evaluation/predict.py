@@ -21,7 +21,7 @@ from transformers import BaseImageProcessor, PretrainedConfig
 from ddep_hub.data.classes import ClassTable, class_colors, ordered_names
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.generated_files import is_prediction
-from ddep_hub.data.image_io import BadFileError, format_list, lift_size_limit
+from ddep_hub.data.image_io import BadFileError, lift_size_limit
 from ddep_hub.data.preprocessing import AnyImage, Normalize, resize_with_processor, warn_about_scale, warn_about_units
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
@@ -32,7 +32,7 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.orientation import apply_orientation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import check_not_file
+from ddep_hub.utils.files import check_not_file, format_list
 from ddep_hub.utils.processes import choose_device, keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments

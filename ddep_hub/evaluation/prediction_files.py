@@ -23,7 +23,7 @@ from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.image_conversion import ChannelImage
-from ddep_hub.utils.files import explain_write_errors, partial_file, path_below
+from ddep_hub.utils.files import explain_write_errors, output_dir_error, partial_file, path_below
 
 from .georeferencing import Georeference, is_auxiliary_file, to_auxiliary_file
 from .visualization import draw_legend, overlay, to_rgb_image
@@ -234,9 +234,7 @@ def cityscapes_label_ids() -> np.ndarray:
 
 def _check_overwrite(path: Path) -> None:
     if path.exists() and not is_prediction(path):
-        raise FileExistsError(
-            f"output_dir: {path} already exists and was not written by ddep-hub. Choose another folder."
-        )
+        raise output_dir_error(path, "already exists and was not written by ddep-hub")
 
 
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:

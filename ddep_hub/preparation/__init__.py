@@ -14,12 +14,12 @@ from PIL import Image
 from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.folders import FolderOptions, canonical_split
-from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
+from ddep_hub.data.image_io import BadFileError, is_array, lift_size_limit
 from ddep_hub.data.splits import choose_validation, evenly_spaced, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
 from ddep_hub.tiff import read_nodata_tag
-from ddep_hub.utils.files import atomic_dir
+from ddep_hub.utils.files import atomic_dir, format_list
 
 from .formats import LABELLED_FORMATS, MALFORMED_ERRORS, incomplete_message, read_source
 from .image_files import (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ddep_hub.data.class_files import read_class_table
 from ddep_hub.data.folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders, subfolders
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, iter_files
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import PAIRS
-from ddep_hub.utils.files import read_json
+from ddep_hub.utils.files import format_list, read_json
 
 from .coco import is_coco, read_coco
 from .cvat import read_cvat

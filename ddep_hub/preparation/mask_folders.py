@@ -18,12 +18,13 @@ from ddep_hub.data.folders import (
     subfolders,
     unpacked_root,
 )
-from ddep_hub.data.image_io import format_list, iter_files
+from ddep_hub.data.image_io import iter_files
 from ddep_hub.data.layouts import find_layout, find_splits
 from ddep_hub.data.name_matching import MASK_EXTENSIONS
 from ddep_hub.data.pairing import PAIRS, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import read_split_file
+from ddep_hub.utils.files import format_list
 
 from .masks import make_source
 from .source import Example, Source, folder_split, pluralize

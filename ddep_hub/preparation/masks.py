@@ -9,10 +9,10 @@ from typing import Any
 
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.folders import canonical_split
-from ddep_hub.data.image_io import format_list
 from ddep_hub.data.mask_inspection import IGNORED
 from ddep_hub.data.name_matching import IMAGE_WORDS, MASK_WORDS
 from ddep_hub.data.pairing import pair_files
+from ddep_hub.utils.files import format_list
 
 from .image_files import count_pages, read_image_file
 from .mask_values import IGNORED_COLOR, MaskReader, known_ids

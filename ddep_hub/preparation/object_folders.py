@@ -9,8 +9,8 @@ import numpy as np
 
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.folders import canonical_split, subfolders
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
-from ddep_hub.utils.files import SYSTEM_FILES
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, iter_files
+from ddep_hub.utils.files import SYSTEM_FILES, format_list
 
 from .image_files import count_pages, image_size, read_image_file
 from .mask_values import MaskReader

@@ -5,8 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ddep_hub.data.image_io import format_list
-from ddep_hub.utils.files import SYSTEM_FILES, check_replaceable, read_json
+from ddep_hub.utils.files import SYSTEM_FILES, changed_output_error, check_output_dir, output_dir_error, read_json
 
 
 # Marks a folder written by this command, which may be replaced.
@@ -14,20 +13,13 @@ RECORD_FILE = "prepared.json"
 
 
 def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise FileExistsError(f"output_dir: {output} is a link or a file. Choose another folder.")
+    """Raises an error if the output folder must not be written, or replaced."""
     if output.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"output_dir: {output} is inside the source. Choose another folder.")
-    if output.exists() and any(output.iterdir()):
-        is_generated = (output / RECORD_FILE).is_file()
-        if not (is_generated and overwrite):
-            hint = (
-                "Replace it with --overwrite."
-                if is_generated
-                else "It was not written by this command: choose another folder."
-            )
-            raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
-        check_replaceable(output)
+    record = f"{RECORD_FILE} of this command"
+    if check_output_dir(output, record, is_own=(output / RECORD_FILE).is_file()):
+        if not overwrite:
+            raise output_dir_error(output, "is not empty", "Replace it with --overwrite.")
         _check_unchanged(output)
 
 
@@ -37,17 +29,12 @@ def _check_unchanged(output: Path) -> None:
     written_classes = record.get("classes")
     classes_path = output / "classes.json"
     if written_classes and classes_path.is_file() and classes_path.read_text(encoding="utf-8") != written_classes:
-        raise FileExistsError(
-            f"output_dir: {classes_path} was edited. Save it elsewhere and remove it, or choose another folder; "
-            "pass it as --classes to keep names and colours of masks."
-        )
+        hint = "Save it elsewhere and remove it, or choose another folder; pass it as --classes to keep names and "
+        raise output_dir_error(classes_path, "was edited", f"{hint}colours of masks.")
     written = record.get("files", {})
     changed = [name for name, checksum in _checksums(output).items() if written.get(name) != checksum]
     if changed:
-        raise FileExistsError(
-            f"output_dir: {output} holds files that were added or edited since it was written: "
-            f"{format_list(changed)}. Move them first, or choose another folder."
-        )
+        raise changed_output_error(output, changed)
 
 
 def write_record(folder: Path, **record: Any) -> None:

@@ -18,7 +18,7 @@ from ddep_hub.data.unlabelled import UNLABELLED, unlabelled_images
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, to_rgb_image
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_empty
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_output_dir
 from ddep_hub.utils.processes import choose_device
 from ddep_hub.utils.values import convert
 
@@ -107,10 +107,10 @@ def select(
     chosen files.
     """
     output_dir, pretrained = Path(os.path.expanduser(output_dir)), os.path.expanduser(pretrained)
-    check_empty(output_dir)
+    check_output_dir(output_dir)
     chosen = select_images(images, number, pretrained=pretrained, num_channels=num_channels, **options)
     channels = num_channels or stored_config(pretrained).get("num_channels", 3)
-    check_empty(output_dir)  # again: reading the images may have taken long
+    check_output_dir(output_dir)  # again: reading the images may have taken long
     with atomic_dir(output_dir) as folder:
         names = [path.relative_to(Path(os.path.expanduser(images))).as_posix() for path in chosen]
         for name, path in zip(names, chosen, strict=True):

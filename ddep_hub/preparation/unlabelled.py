@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, is_array
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_array
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.tiff import read_nodata_tag
-from ddep_hub.utils.files import atomic_dir
+from ddep_hub.utils.files import atomic_dir, format_list
 
 from .image_files import count_pages, crop, image_size, iter_tiles, read_image_file, write_image_file
 from .masks import pair_stacks

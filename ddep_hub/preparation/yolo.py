@@ -14,8 +14,9 @@ import numpy as np
 import yaml
 
 from ddep_hub.data.folders import canonical_split, is_in_mask_folder, subfolders
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, iter_files
 from ddep_hub.data.name_matching import separate_masks
+from ddep_hub.utils.files import format_list
 
 from .image_files import image_size, read_image_file
 from .shapes import Shape, shapes_mask

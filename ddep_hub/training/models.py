@@ -12,7 +12,7 @@ from torch import nn
 
 from ddep_hub.configuration_ddep import PREDICTED, DDePConfig
 from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.image_io import BadFileError, decode_image, format_list
+from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import AnyImage, to_tensor
 from ddep_hub.data.segmentation_datasets import SizedDataset
 from ddep_hub.data.statistics import Statistics, channel_statistics
@@ -24,6 +24,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config, with_channel_order
+from ddep_hub.utils.files import format_list
 
 from .arguments import FinetuneArguments, PretrainArguments
 from .run_arguments import RunArguments

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import filecmp
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,15 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.utils.arguments import write_yaml
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, lock_file, remove_dir, warn_on_write_error
+from ddep_hub.utils.files import (
+    atomic_dir,
+    atomic_write,
+    check_output_dir,
+    lock_file,
+    output_dir_error,
+    remove_dir,
+    warn_on_write_error,
+)
 
 from .checkpointing import checkpoint_folders
 from .logging import plot_loss
@@ -49,37 +56,29 @@ def check_run_dir(args: RunArguments) -> None:
     Raises a FileExistsError if not, and a ValueError if the run reads something that `overwrite` would remove.
     """
     output, resume = Path(args.output_dir), args.resume_from_checkpoint is not None
-    check_not_file(output)
     replaced = [(output / name).resolve() for name in (*RUN_FOLDERS, *RUN_FILES)] if args.overwrite else []
     for name in ("pretrained", "split_file"):
         value = getattr(args, name, None)
         if value and Path(value).exists() and any(map(Path(value).resolve().is_relative_to, replaced)):
             raise ValueError(f"{name}: {value} is what overwrite replaces. Copy it elsewhere first.")
-    existing = [name for name in (*RUN_FOLDERS, *RUN_FILES) if os.path.lexists(output / name)]
-    links = [name for name in (*existing, ".lock") if (output / name).is_symlink()]
-    for folder in RUN_FOLDERS:
-        if folder in existing and (output / folder).is_dir():
-            links += [f"{folder}/{path.name}" for path in sorted((output / folder).iterdir()) if path.is_symlink()]
+    links = [output / name for name in (*RUN_FOLDERS, *RUN_FILES, ".lock") if (output / name).is_symlink()]
+    for folder in (output / name for name in RUN_FOLDERS):
+        links += [path for path in sorted(folder.iterdir()) if path.is_symlink()] if folder.is_dir() else []
     if links:
-        raise FileExistsError(
-            f"output_dir: {output / links[0]} is a link that a run would replace. Choose another folder, or remove "
-            "the link."
-        )
-    if existing and not is_run(output):
-        raise FileExistsError(
-            f"output_dir: {output} holds {', '.join(existing)}, but no config.yaml of a run, and was left unchanged. "
-            "Choose another folder."
-        )
+        hint = "Choose another folder, or remove the link."
+        raise output_dir_error(links[0], "is a link that a run would replace", hint)
+    existing = check_output_dir(
+        output, "config.yaml of a run", is_own=is_run(output), names=(*RUN_FOLDERS, *RUN_FILES)
+    )
     if existing and not (args.overwrite or resume) and (output / "metrics.jsonl").exists():
-        raise FileExistsError(
-            f"output_dir: {output} holds a run. Choose another folder, resume it with `--resume_from_checkpoint "
-            'latest`, or replace it with `--overwrite` (in Python resume_from_checkpoint="latest", overwrite=True).'
+        hint = (
+            "Choose another folder, resume it with `--resume_from_checkpoint latest`, or replace it with "
+            '`--overwrite` (in Python resume_from_checkpoint="latest", overwrite=True).'
         )
+        raise output_dir_error(output, "holds a run", hint)
     if resume and is_finished(output) and not checkpoint_folders(output):
-        raise FileExistsError(
-            f"output_dir: {output} holds a finished run without checkpoints. Choose another folder, or replace it "
-            "with `--overwrite` instead of `--resume_from_checkpoint`."
-        )
+        hint = "Choose another folder, or replace it with `--overwrite` instead of `--resume_from_checkpoint`."
+        raise output_dir_error(output, "holds a finished run without checkpoints", hint)
 
 
 def is_finished(output: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Finds files, and writes files and folders atomically."""
+"""Finds files, checks output folders, and writes files and folders atomically."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,28 +54,72 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}. Write or export it again.") from error
 
 
+def format_list(names: Sequence[object], limit: int = 5) -> str:
+    """The first names or numbers of a list, for a message."""
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
 def path_below(name: str) -> str:
     """Converts a sample's name to a relative path inside any folder, without root and `..`."""
     path = PurePosixPath(re.sub("^[A-Za-z]:", "", name.replace("\\", "/")))
     return "/".join(part for part in path.parts if part not in ("..", path.anchor))
 
 
+def output_dir_error(path: str | Path, reason: str, hint: str = "Choose another folder.") -> FileExistsError:
+    """The error for an output folder, or a file in it, that must not be written to."""
+    return FileExistsError(f"output_dir: {path} {reason}. {hint}")
+
+
+def changed_output_error(output: Path, names: Sequence[str]) -> FileExistsError:
+    """The error for an output folder that a new output would replace, with the user's own files in it."""
+    reason = f"holds files that were added or edited since it was written: {format_list(names)}"
+    return output_dir_error(output, reason, "Move them first, or choose another folder.")
+
+
+def check_not_file(output: str | Path) -> None:
+    """Raises a FileExistsError if an output folder is a file."""
+    if os.path.lexists(output) and not Path(output).is_dir():
+        raise output_dir_error(output, "is a file")
+
+
+def check_output_dir(
+    output: str | Path, record: str | None = None, *, is_own: bool = False, names: Iterable[str] | None = None
+) -> list[str]:
+    """Raises a FileExistsError if an output folder is a file, or holds what a call must not replace.
+
+    Args:
+        output: The folder, which need not exist.
+        record: The file by which an earlier output is recognised, such as `config.yaml of a run`.
+        is_own: Whether the folder holds that file, so that it may be replaced.
+        names: The files and folders that the call writes. By default it replaces the whole folder, which then must be
+            neither a link nor, unless it is empty, the current folder or a mount point: these cannot be renamed.
+
+    Returns:
+        Those of `names`, or by default the names of all files, that exist.
+    """
+    output = Path(output)
+    check_not_file(output)
+    if names is not None:
+        existing = [name for name in names if os.path.lexists(output / name)]
+    elif output.is_symlink():
+        raise output_dir_error(output, "is a link", "Pass the folder that it points to.")
+    else:
+        existing = _list_files(output)
+        if existing and _is_fixed(output):
+            reason = "is the current folder or a mounted one, and not empty, so it cannot be replaced"
+            raise output_dir_error(output, reason, "Choose a folder inside it.")
+    if existing and not is_own:
+        reason = "is not empty, but holds no" if names is None else f"holds {', '.join(existing)}, but no"
+        raise output_dir_error(output, f"{reason} {record}" if record else "is not empty")
+    return existing
+
+
+def _list_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name not in SYSTEM_FILES) if folder.exists() else []
+
+
 def _is_fixed(path: Path) -> bool:
     return path.exists() and (os.path.ismount(path) or path.samefile(os.curdir))
-
-
-def check_replaceable(path: Path) -> None:
-    """Raises a FileExistsError if an output folder cannot be replaced.
-
-    This is the case if it is a link, or not empty and the current folder or a mount point, which cannot be renamed.
-    """
-    if path.is_symlink():
-        raise FileExistsError(f"output_dir: {path} is a link. Pass the folder that it points to.")
-    if _is_fixed(path) and any(path.iterdir()):
-        raise FileExistsError(
-            f"output_dir: {path} is the current folder or a mounted one, and not empty, so it cannot be replaced. "
-            "Choose a folder inside it."
-        )
 
 
 @contextlib.contextmanager
@@ -86,12 +130,12 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     meantime, that one is kept and a FileExistsError is raised. After an error nothing new is left; after a kill there
     may be a hidden folder, which [`run_lock`] removes. Everything is flushed to disk before the folder is renamed.
 
-    The current folder and mount points cannot be renamed. If they are empty, they are filled instead; otherwise a
-    FileExistsError is raised.
+    The current folder and mount points cannot be renamed. If they are empty, they are filled instead; otherwise, and
+    for files and links, [`check_output_dir`] raises a FileExistsError.
     """
     path = Path(os.path.abspath(path))
-    check_replaceable(path)
-    is_fixed, is_new = _is_fixed(path), not path.is_dir() or not any(path.iterdir())
+    is_new = not check_output_dir(path, is_own=True)
+    is_fixed = _is_fixed(path)
     parent = path if is_fixed else path.parent
     parent.mkdir(parents=True, exist_ok=True)
     temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=parent))
@@ -109,7 +153,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
                 entry.rename(path / entry.name)
         elif path.exists():
             if is_new:
-                check_empty(path)
+                check_output_dir(path)
             backup = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)) / "old"
             path.rename(backup)
             temp_dir.rename(path)
@@ -119,12 +163,6 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         shutil.rmtree(temp_dir, ignore_errors=True)
-
-
-def check_not_file(output: str | Path) -> None:
-    """Raises a FileExistsError if an output folder is a file."""
-    if os.path.lexists(output) and not Path(output).is_dir():
-        raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
 
 
 @contextlib.contextmanager
@@ -137,15 +175,6 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise OSError(
             f"output_dir: {path} could not be written: {reason}. Free some space, or choose another folder."
         ) from error
-
-
-def check_empty(path: str | Path) -> None:
-    """Raises a FileExistsError if the path exists and is not an empty folder."""
-    path = Path(path)
-    check_not_file(path)
-    check_replaceable(path)
-    if path.exists() and any(path.iterdir()):
-        raise FileExistsError(f"output_dir: {path} is not empty. Choose another folder.")
 
 
 def remove_dir(path: Path) -> None:

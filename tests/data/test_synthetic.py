@@ -109,7 +109,7 @@ def test_written_scenes_are_used_again_only_with_the_same_arguments(tmp_path):
 def test_foreign_folders_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(FileExistsError, match=r"mine already exists and holds no scenes\.json"):
+    with pytest.raises(FileExistsError, match=r"mine is not empty, but holds no scenes\.json"):
         write_scenes(tmp_path / "mine", splits={"train": 1}, size=(24, 24))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 

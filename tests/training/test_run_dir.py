@@ -14,7 +14,7 @@ from ddep_hub.training.logging import MetricsLog, read_metrics
 from ddep_hub.training.run_dir import check_run_dir, run_lock
 from ddep_hub.utils import files
 from ddep_hub.utils.arguments import write_yaml
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_empty, partial_file, warn_on_write_error
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_output_dir, partial_file, warn_on_write_error
 
 
 def test_the_new_folder_replaces_the_old_one(tmp_path):
@@ -53,7 +53,7 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
 def test_links_are_refused_before_the_work(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
-    for write in (atomic_dir(tmp_path / "link").__enter__, lambda: check_empty(tmp_path / "link")):
+    for write in (atomic_dir(tmp_path / "link").__enter__, lambda: check_output_dir(tmp_path / "link")):
         with pytest.raises(FileExistsError, match=r"link is a link\. Pass the folder that it points to"):
             write()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]

@@ -17,7 +17,7 @@ from PIL import Image
 from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.samplers import example_seed
-from ddep_hub.utils.files import atomic_dir
+from ddep_hub.utils.files import atomic_dir, check_output_dir, output_dir_error
 
 from .layout import draw_scene
 
@@ -108,21 +108,19 @@ def _write_split(
 
 def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
     """Whether `root` holds exactly these scenes; raises an error if it holds anything else."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
     file = root / _RECORD
     if not file.is_file():
-        raise FileExistsError(f"{root} already exists and holds no {_RECORD}; choose another folder for the scenes")
+        check_output_dir(root, _RECORD)
+        return False
     try:
         existing = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise FileExistsError(f"{file} is damaged ({error}); remove {root} to write the scenes again") from error
+        raise output_dir_error(file, f"is damaged ({error})", f"Remove {root} to write the scenes again.") from error
     if existing == record:
         return True
     differences = [key for key in record if not isinstance(existing, dict) or existing.get(key) != record[key]]
-    raise FileExistsError(
-        f"{root} holds scenes with a different {', '.join(differences)}; remove it or choose another folder"
-    )
+    reason = f"holds scenes with a different {', '.join(differences)}"
+    raise output_dir_error(root, reason, "Remove it, or choose another folder.")
 
 
 def rendered_scenes() -> Path:
