@@ -1,19 +1,8 @@
 """Locates the images and masks of a data set: in folders, or in the official layout of a known data set.
 
-```
-folder          classes.json, images/<split>/**/<sample_id>.jpg, annotations/<split>/**/<sample_id>.png; or what
-                `folders.py` recognises, or pairs.csv
-cityscapes      leftImg8bit/<split>/<city>/*_leftImg8bit.png, gtFine/<split>/<city>/*_gtFine_labelIds.png
-pascal_context  JPEGImages, SegmentationClassContext (masks of 60 values, which pascal_context.py writes),
-                ImageSets/SegmentationContext/{train,val}.txt or else ImageSets/Main/{train,val}.txt
-ade20k          images/{training,validation}/*.jpg, annotations/{training,validation}/*.png
-pascal_voc      JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val,trainval}.txt; for the split
-                train_aug SegmentationClassAug, ImageSets/Segmentation/train_aug.txt or trainaug.txt
-camvid          {train,val,test}/*.png, {train,val,test}annot/*.png, as in the SegNet tutorial
-```
-
-The folders of ADE20K may be in `ADEChallengeData2016`, those of VOC in `VOC2012`, those of Pascal Context in
-`VOC2010`, and the latter two in `VOCdevkit`. Cityscapes has test masks, but without any class.
+The layout `folder` has `classes.json`, `images/<split>/**/<sample_id>.jpg` and
+`annotations/<split>/**/<sample_id>.png`, or what `folders.py` recognises, or `pairs.csv`. `dataset_registry.json`
+describes the others.
 """
 
 import logging
@@ -26,7 +15,7 @@ from ddep_hub.utils.files import format_list
 
 from .class_files import read_class_table
 from .classes import ClassTable
-from .dataset_registry import get_dataset_info, list_datasets
+from .dataset_registry import OfficialLayout, get_dataset_info, list_datasets
 from .folders import DEFAULT_OPTIONS, FolderOptions, SplitFolders, canonical_split, find_split_folders, match_split
 from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, list_images, subfolders
@@ -39,20 +28,10 @@ from .splits import read_split_file
 logger = logging.getLogger(__name__)
 
 LAYOUTS = ("folder", *list_datasets())
-_OFFICIAL_NAMES = {"training": "train", "validation": "val"}
-_VOC_LISTS = ("train", "val", "trainval")
-# Required contents of each layout, for messages.
-_REQUIRED_CONTENTS = {
-    "folder": "images/<split>/ and annotations/<split>/, <split>/images/ and <split>/masks/, images/ and masks/, or "
-    "pairs.csv",
-    "cityscapes": "leftImg8bit/<split>/ and gtFine/<split>/",
-    "pascal_context": "VOC2010/ with JPEGImages/ and ImageSets/SegmentationContext/<split>.txt or "
-    "ImageSets/Main/<split>.txt",
-    "ade20k": "images/training/ADE_*.jpg or images/validation/ADE_*.jpg",
-    "pascal_voc": "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/<split>.txt, for train_aug "
-    "SegmentationClassAug/ and trainaug.txt",
-    "camvid": "<split>/ and <split>annot/ for train, val or test",
-}
+# What the layout `folder` needs, for messages.
+_FOLDER_REQUIRES = (
+    "images/<split>/ and annotations/<split>/, <split>/images/ and <split>/masks/, images/ and masks/, or pairs.csv"
+)
 
 
 @dataclass(frozen=True)
@@ -88,23 +67,12 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
         return "folder"
     if (root / "images").is_dir() and (root / "classes.json").is_file():
         return "folder"
-    # Its file names distinguish ADE20K from a plain data set with a forgotten classes.json.
-    ade20k_images = [_ade20k_root(root) / "images" / official for official in _OFFICIAL_NAMES]
-    is_ade20k = any(next(folder.glob("ADE_*.jpg"), None) for folder in ade20k_images)
-    voc, context = _voc_root(root, "VOC2012"), _voc_root(root, "VOC2010")
-    detected = {
-        "folder": (root / "images").is_dir() and not is_ade20k,
-        "cityscapes": (root / "leftImg8bit").is_dir(),
-        "pascal_context": _is_pascal_context(context),
-        "ade20k": is_ade20k,
-        # VOC2010 has such masks too, for a different task.
-        "pascal_voc": (voc / "SegmentationClass").is_dir()
-        and not _is_pascal_context(voc)
-        # Without the official lists, folders with these names are user data.
-        and (bool(official_folders(root, "pascal_voc")) or not (options.classes or (root / "classes.json").is_file())),
-        "camvid": bool(official_folders(root, "camvid")),
-    }
-    layouts = [layout for layout in LAYOUTS if detected[layout]]
+    has_classes = bool(options.classes) or (root / "classes.json").is_file()
+    layouts = [name for name in list_datasets() if _is_layout(root, name, has_classes)]
+    # A data set with images in this folder is told from a plain one with a forgotten classes.json by its file names.
+    known = [split.images for name in layouts for split in get_dataset_info(name).layout.splits]
+    if (root / "images").is_dir() and not any(images.startswith("images/") for images in known):
+        layouts.insert(0, "folder")
     if len(layouts) > 1:
         raise ValueError(
             f"{root} has the layouts of {' and '.join(layouts)}; pass the folder of one of them, or set image_dir "
@@ -135,7 +103,7 @@ def find_splits(
         raise FileNotFoundError(
             _not_found_message(root)
             if layout == "folder"
-            else f"{root} has no split in the layout {layout!r}, which needs {_REQUIRED_CONTENTS[layout]}; if the "
+            else f"{root} has no split in the layout {layout!r}, which needs {_requires(layout)}; if the "
             "classes are your own, name them in classes.json"
         )
     return folders, {}
@@ -153,7 +121,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     splits, name = sorted(folders), match_split(folders, split)
     if name is None:
         folder = root / "images" if layout == "folder" and (root / "images").is_dir() else root
-        needs = "" if layout == "folder" else f", and a split of {layout} needs {_REQUIRED_CONTENTS[layout]}"
+        needs = "" if layout == "folder" else f", and a split of {layout} needs {_requires(layout)}"
         hint = "choose one of these with --train_split or --eval_split"
         if canonical_split(split) != "train":
             hint = (
@@ -168,19 +136,17 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
         return SplitFiles(
             split_dirs.images, split_dirs.masks, splits, pairs.images, masks, classes, None, pairs.groups
         )
-    if layout == "pascal_context" and not split_dirs.masks.is_dir():
-        raise FileNotFoundError(
-            f"{split_dirs.masks} is missing; make the masks from the official annotations with "
-            f"`python -m ddep_hub.data.pascal_context {split_dirs.masks.parent} path/to/trainval`"
-        )
-    image_suffix, mask_suffix = ("_leftImg8bit", "_gtFine_labelIds") if layout == "cityscapes" else ("", "")
+    info = get_dataset_info(layout)
+    official = info.layout
+    if official.make_masks and not split_dirs.masks.is_dir():
+        hint = official.make_masks.format(folder=split_dirs.masks.parent)
+        raise FileNotFoundError(f"{split_dirs.masks} is missing; {hint}")
     images = (
         _read_image_list(split_dirs.images, split_dirs.list_file)
         if split_dirs.list_file
-        else _find_images(split_dirs.images, image_suffix)
+        else _find_images(split_dirs.images, official.image_suffix)
     )
-    masks = {sample_id: split_dirs.masks / f"{sample_id}{mask_suffix}.png" for sample_id in images}
-    info = get_dataset_info(layout)
+    masks = {sample_id: split_dirs.masks / f"{sample_id}{official.mask_suffix}.png" for sample_id in images}
     classes = info.classes
     mapping: Mapping[int, int] | None = info.mapping
     if options.classes:
@@ -220,7 +186,7 @@ def _not_found_message(root: Path) -> str:
     if not root.is_dir():
         return f"{root} is not a folder; check the path"
     entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))
-    requirements = "; ".join(f"{layout}: {contents}" for layout, contents in _REQUIRED_CONTENTS.items())
+    requirements = "; ".join(f"{layout}: {_requires(layout)}" for layout in LAYOUTS)
     return (
         f"{root / 'images'} is not a folder, and no other layout is recognised in {root}, which holds "
         f"{format_list(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({requirements}), "
@@ -229,57 +195,48 @@ def _not_found_message(root: Path) -> str:
     )
 
 
+def _requires(layout: str) -> str:
+    return _FOLDER_REQUIRES if layout == "folder" else get_dataset_info(layout).layout.requires
+
+
 def official_folders(root: Path, layout: str) -> dict[str, SplitFolders]:
-    """The existing splits, by the names that users pass."""
-    if layout == "cityscapes":
-        names = subfolders(root / "leftImg8bit")
-        folders = {name: SplitFolders(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
-    elif layout == "ade20k":
-        base = _ade20k_root(root)
-        folders = {
-            name: SplitFolders(base / "images" / official, base / "annotations" / official)
-            for official, name in _OFFICIAL_NAMES.items()
-        }
-    elif layout == "camvid":
-        names = [name for name in ("train", "val", "test") if (root / f"{name}annot").is_dir()]
-        folders = {name: SplitFolders(root / name, root / f"{name}annot") for name in names}
-    elif layout == "pascal_voc":
-        base = _voc_root(root, "VOC2012")
-        images, masks, lists = base / "JPEGImages", base / "SegmentationClass", base / "ImageSets" / "Segmentation"
-        folders = {name: SplitFolders(images, masks, lists / f"{name}.txt") for name in _VOC_LISTS}
-        augmented = [lists / name for name in ("train_aug.txt", "trainaug.txt") if (lists / name).is_file()]
-        if augmented and (base / "SegmentationClassAug").is_dir():
-            folders["train_aug"] = SplitFolders(images, base / "SegmentationClassAug", augmented[0])
-    elif layout == "pascal_context":
-        base = _voc_root(root, "VOC2010")
-        images, masks = base / "JPEGImages", base / "SegmentationClassContext"
-        # Pascal Context's own list comes last, so that it replaces the one in Main.
-        names = [f"{folder}/{name}.txt" for folder in ("Main", "SegmentationContext") for name in ("train", "val")]
-        files = [base / "ImageSets" / name for name in names]
-        folders = {file.stem: SplitFolders(images, masks, file) for file in files if file.is_file()}
-    else:
+    """The existing splits of a known data set, by the names that users pass."""
+    if layout not in list_datasets():
         raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
-    return {
-        name: split_dirs
-        for name, split_dirs in folders.items()
-        if (split_dirs.list_file.is_file() if split_dirs.list_file else split_dirs.images.is_dir())
-    }
+    official = get_dataset_info(layout).layout
+    base, found = _dataset_folder(root, official), {}
+    for split in official.splits:
+        for name in subfolders((base / split.images).parent) if split.name == "*" else [split.name]:
+            images, masks = (base / path.replace("*", name) for path in (split.images, split.masks))
+            list_file = base / split.list if split.list else None
+            exists = list_file.is_file() if list_file else images.is_dir()
+            if exists and (masks.is_dir() or not split.needs_masks):
+                found[name] = SplitFolders(images, masks, list_file)
+    return found
 
 
-def _ade20k_root(root: Path) -> Path:
-    inner = root / "ADEChallengeData2016"
-    return inner if inner.is_dir() else root
+def _is_layout(root: Path, name: str, has_classes: bool) -> bool:
+    """Whether a folder is a known data set; `has_classes` says that a class table of the user's describes it."""
+    official, splits = get_dataset_info(name).layout, official_folders(root, name)
+    base = _dataset_folder(root, official)
+    if not official.evidence:
+        return bool(splits)
+    if official.unless and _has_evidence(base, get_dataset_info(official.unless).layout):
+        return False
+    # Without the official splits, folders with these names are the user's data.
+    return _has_evidence(base, official) and (bool(splits) or not has_classes)
 
 
-def _voc_root(root: Path, name: str) -> Path:
-    candidates = (root / "VOCdevkit" / name, root / name)
+def _dataset_folder(root: Path, official: OfficialLayout) -> Path:
+    candidates = (root / name for name in official.folders)
     return next((candidate for candidate in candidates if candidate.is_dir()), root)
 
 
-def _is_pascal_context(voc_root: Path) -> bool:
-    # Also by its name, so that VOC2010 without converted masks is not mistaken for VOC with its 21 classes.
-    has_name = voc_root.absolute().name == "VOC2010" and (voc_root / "JPEGImages").is_dir()
-    return has_name or (voc_root / "SegmentationClassContext").is_dir()
+def _has_evidence(base: Path, official: OfficialLayout) -> bool:
+    name = base.absolute().name
+    # By its name, VOC2010 without converted masks is not mistaken for VOC with its 21 classes.
+    prefix = f"{name}/" if name in {Path(folder).name for folder in official.folders} else ""
+    return any(next(base.glob(pattern.removeprefix(prefix)), None) for pattern in official.evidence)
 
 
 def _find_images(folder: Path, suffix: str) -> dict[str, Path]:

@@ -13,15 +13,19 @@ import numpy as np
 
 from ddep_hub.utils.files import atomic_write
 
+from .dataset_registry import get_dataset_info, list_datasets
 from .folders import canonical_split
 from .image_io import IMAGE_EXTENSIONS
 
 
 _EXTENSION = "(?:" + "|".join(re.escape(extension) for extension in IMAGE_EXTENSIONS) + ")"
 _IMAGE_AND_MASK = re.compile(rf"(.+?{_EXTENSION})\s+.+{_EXTENSION}", re.IGNORECASE)
-# Folders that hold <split>/<sample_id> in the data sets whose lists are published (ADE20K, Cityscapes).
-_IMAGE_FOLDERS = ("images", "leftImg8bit")
-_CITYSCAPES_SUFFIX = "_leftImg8bit"
+_LAYOUTS = [get_dataset_info(name).layout for name in list_datasets()]
+# In the known data sets, whose published lists name images with them: folders that hold <split>/<sample_id>, folders
+# that hold the images of all splits, and endings of image names.
+_IMAGE_FOLDERS = {Path(split.images).parts[0] for layout in _LAYOUTS for split in layout.splits if "/" in split.images}
+_SHARED_FOLDERS = {split.images for layout in _LAYOUTS for split in layout.splits if split.list}
+_IMAGE_SUFFIXES = [layout.image_suffix for layout in _LAYOUTS]
 
 
 def parse_fraction(value: str | float | Fraction, name: str = "label fraction") -> Fraction:
@@ -199,6 +203,9 @@ def _sample_id(line: str, known_ids: Collection[str]) -> str:
     parts = image.parts[image.is_absolute() :]
     if len(parts) > 2 and parts[0] in _IMAGE_FOLDERS:
         parts = parts[2:]
-    elif "JPEGImages" in parts[:-1]:
-        parts = parts[parts.index("JPEGImages") + 1 :]
-    return "/".join(parts).removesuffix(_CITYSCAPES_SUFFIX)
+    elif shared := _SHARED_FOLDERS.intersection(parts[:-1]):
+        parts = parts[min(map(parts.index, shared)) + 1 :]
+    sample_id = "/".join(parts)
+    for suffix in _IMAGE_SUFFIXES:
+        sample_id = sample_id.removesuffix(suffix)
+    return sample_id

@@ -123,8 +123,7 @@ def _read_known_layout(root: Path, layout: str, options: FolderOptions) -> Sourc
     folders, listed = find_splits(root, layout, options)
     # A split for which nobody has drawn masks.
     unlabelled = [split for split, folder in folders.items() if layout == "folder" and not folder.masks.is_dir()]
-    # Cityscapes' test masks show no class; VOC's other splits hold its train and val again.
-    left_out = {"cityscapes": {"test"}, "pascal_voc": {"trainval", "train_aug"}}.get(layout, set())
+    left_out = set() if layout == "folder" else {*get_dataset_info(layout).layout.redundant}
     splits = sorted(folders.keys() - {*unlabelled} - left_out) or sorted(folders)
     datasets = {split: SegmentationFolder(root, split, layout=layout, options=options) for split in splits}
     inner_splits = _listed_splits(folders.values()) if layout == "folder" and not listed else {}

@@ -10,10 +10,9 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.cli.commands import PrepareArguments
-from ddep_hub.data import dataset_registry, layouts, segmentation_datasets
+from ddep_hub.data import dataset_registry
 from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.folders import SplitFolders
 from ddep_hub.data.image_io import BadFileError, decode_channels
 from ddep_hub.data.mask_files import load_mask
 from ddep_hub.data.mask_inspection import suggest_classes
@@ -424,24 +423,20 @@ def test_folders_are_for_masks_alone(source):
 
 @pytest.fixture
 def toyset(source, monkeypatch):
-    """A folder of a data set that was added to the registry and to layouts.py, as docs/extending.md says."""
+    """A folder of a data set that was added to the registry, as docs/extending.md says."""
     put_photos(source, "images/train/a.jpg", "images/val/b.jpg")
     put(source, "annotations/train/a.png", "annotations/val/b.png", pixels=OBJECT)
     entry = {**dataset_registry._load_registry()["camvid"], "classes": [["rest", "#000000"], ["toy", "#ff0000"]]}
     entry["raw_values"] = {"table": [0, 1]}
     del entry["image_names"]
+    splits = [{"name": name, "images": f"images/{name}", "masks": f"annotations/{name}"} for name in ("train", "val")]
+    entry["layout"] = {"requires": "images/<split>/ and annotations/<split>/", "splits": splits}
     monkeypatch.setitem(dataset_registry._load_registry(), "toyset", entry)
-    folders = {
-        name: SplitFolders(source / "images" / name, source / "annotations" / name) for name in ("train", "val")
-    }
-    monkeypatch.setattr(layouts, "official_folders", lambda root, layout: folders)
-    for module in (mask_folders, segmentation_datasets):
-        monkeypatch.setattr(module, "find_layout", lambda *args: "toyset")
     yield source
     dataset_registry.get_dataset_info.cache_clear()
 
 
-def test_a_data_set_is_added_in_two_places(toyset, output):
+def test_a_data_set_is_added_in_one_place(toyset, output):
     assert "layout toyset; 2 images, 2 classes" in prepare(toyset)
     assert json.loads((output / "classes.json").read_text())["classes"][1]["name"] == "toy"
 
