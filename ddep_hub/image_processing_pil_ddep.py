@@ -33,8 +33,15 @@ from .image_conversion import (
     validate_channel_order,
 )
 from .orientation import apply_orientation
-from .segmentation import class_logits, validate_target_sizes
-from .segmentation_maps import flatten, list_maps, reduce_labels, resize_nearest, to_class_ids
+from .segmentation import (
+    class_logits,
+    flatten,
+    list_maps,
+    reduce_labels,
+    resize_nearest,
+    to_class_ids,
+    validate_target_sizes,
+)
 from .shipped import resolve_name, suggest_shipped_models
 from .tiff import is_misread_by_pillow, num_pages
 

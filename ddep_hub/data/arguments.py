@@ -1,4 +1,4 @@
-"""Arguments that name labelled data, shared by fine-tuning and evaluation."""
+"""Arguments that name labelled data, of fine-tuning and evaluation; without torch, so that `--help` is quick."""
 
 from dataclasses import dataclass
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from ddep_hub.utils.files import format_list
 
-from .class_files import read_class_table
+from .class_files import read_class_table, suggest_classes
 from .classes import ClassTable
 from .dataset_registry import OfficialLayout, get_dataset_info, list_datasets
 from .folders import DEFAULT_OPTIONS, FolderOptions, SplitFolders, canonical_split, find_split_folders, match_split
 from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, list_images, subfolders
-from .mask_inspection import suggest_classes
 from .name_matching import strip_extension
 from .pairing import PAIRS, Pairs, by_sample_id, pair_files, read_pairs
 from .splits import read_split_file

@@ -1,9 +1,8 @@
 """Inspects masks with unknown classes: instance numbers, palettes, smoothed borders."""
 
 import itertools
-import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 
 from .classes import Color
 from .image_io import is_array, open_image
-from .mask_files import load_mask, palette_colors
-from .masks import COLOR_MODES, count_values, read_pixels
+from .mask_files import palette_colors
+from .masks import count_values
 
 
 # The ignored value, as in most data sets.
@@ -162,65 +161,3 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
         elif any(known_colors.setdefault(index, color) != color for index, color in colors.items()):
             return True
     return False
-
-
-def _survey_masks(paths: Sequence[Path], mapping: Mapping[int, int] | None = None) -> MaskSurvey:
-    """Reads masks as [`decode_mask`] does: with `mapping` if given, otherwise with any values and colours."""
-    survey = MaskSurvey()
-    color_modes = (*COLOR_MODES, "P") if palettes_differ(paths) else COLOR_MODES
-    for path in paths:
-        mask = load_mask(path)
-        pixels = read_pixels(mask, path, mapping, color_modes=color_modes)
-        # An index keeps its meaning whatever its colour, except in a GIF, whose palette has no reliable order.
-        keeps_ignored = mask.image.mode == "P" and pixels.ndim == 3 and mask.format != "GIF"
-        survey.add(pixels, is_ignored=np.asarray(mask.image) == IGNORED if keeps_ignored else None)
-    return survey
-
-
-def suggest_classes(paths: Sequence[Path]) -> str:
-    """Suggests the content of `classes.json`, from the values or colours in at most 100 of the masks."""
-    sampled_paths = paths[:: -(-len(paths) // 100)]
-    survey = _survey_masks(sampled_paths)
-    if set(survey.counts) == {0, 1, 255}:  # the 1 may come only from 1-bit masks, whose white is 255 beside 8-bit ones
-        white_survey = _survey_masks(sampled_paths, {0: 0, 255: 1})
-        survey = white_survey if set(white_survey.counts) == {0, 255} else survey
-    counts = survey.counts
-    if survey.number_objects:
-        ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
-        return (
-            "These are instance masks, whose objects are numbered from 1. To make one class of them, save this there, "
-            f'with your own name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
-        )
-    values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
-    if survey.are_smoothed:
-        if survey.has_colors:
-            return (
-                f"The masks hold {len(values)} colours, and most look like smoothed borders. Save the masks without "
-                'smoothing, or name the colours of the classes there and set "other_values": "ignore".'
-            )
-        return (
-            f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
-            "only 0 and 255; if each object has its own id, set `other_values` to the name of their class."
-        )
-    class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
-    if len(class_values) > 255:  # too many for ids beside the ignore index 255
-        return (
-            f"The masks hold {len(values)} values. If each object has its own id, set `other_values` to the "
-            "name of their class; if colours are smoothed, save the masks without smoothing; if they are classes, "
-            'name them there and set "ignore_index": -1.'
-        )
-    classes: list[dict[str, Any]] = []
-    for index, value in enumerate(class_values):
-        classes.append({"id": index, "name": f"class {index}"})
-        if isinstance(value, tuple):
-            classes[-1]["color"] = list(value)
-        elif class_values != list(range(len(class_values))):
-            classes[-1]["mask_values"] = value
-    lines = ",\n".join(f"  {json.dumps(entry)}" for entry in classes)
-    total = sum(counts.values())
-    shares = ", ".join(f"{value}: {counts[value] / total:.1%}" for value in values[:20])
-    ignored = " 255 is ignored." if len(class_values) < len(values) else ""
-    return (
-        f"Save this there, with your own names; {len(sampled_paths)} of {len(paths)} masks were "
-        f'read.{ignored}\n{{"ignore_index": 255, "classes": [\n{lines}\n]}}\nShares of the values: {shares}'
-    )

@@ -25,13 +25,8 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write, check_output_dir, explain_write_errors, format_list, output_dir_error
-from ddep_hub.utils.processes import (
-    build_accelerator,
-    choose_device,
-    get_launcher_precision,
-    isolate_state,
-    on_main_process,
-)
+from ddep_hub.utils.hardware import choose_device
+from ddep_hub.utils.processes import build_accelerator, get_launcher_precision, isolate_state, on_main_process
 
 from .arguments import EvaluateArguments
 from .counting import count_pixels

@@ -33,7 +33,8 @@ from ddep_hub.orientation import apply_orientation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import check_not_file, format_list
-from ddep_hub.utils.processes import choose_device, keep_freed_memory
+from ddep_hub.utils.hardware import choose_device
+from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .georeferencing import read_georeference

@@ -16,7 +16,7 @@ import transformers
 from ddep_hub.configuration_ddep import __version__
 from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write, is_url
-from ddep_hub.utils.processes import describe_hardware
+from ddep_hub.utils.hardware import describe_hardware
 
 from .staging import RUN, read_json_object
 

@@ -19,7 +19,7 @@ from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, to_rgb_image
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
 from ddep_hub.utils.files import atomic_dir, atomic_write, check_output_dir
-from ddep_hub.utils.processes import choose_device
+from ddep_hub.utils.hardware import choose_device
 from ddep_hub.utils.values import convert
 
 

@@ -27,15 +27,8 @@ from .logging import read_metrics
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
 from .run_arguments import RunArguments
-from .run_dir import (
-    check_publishing,
-    check_run_dir,
-    is_finished,
-    is_run,
-    remove_old_run,
-    run_lock,
-    write_config,
-)
+from .run_dir import check_run_dir, is_finished, is_run, remove_old_run, run_lock, write_config
+from .saving import check_publishing
 
 
 STAGE = "pretraining"

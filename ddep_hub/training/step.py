@@ -15,7 +15,7 @@ from torch import nn
 
 from ddep_hub.data.samplers import batch_slice
 from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
-from ddep_hub.utils.processes import get_native_precision
+from ddep_hub.utils.hardware import get_native_precision
 
 from .optim import set_learning_rate
 from .run_arguments import RunArguments, micro_batches

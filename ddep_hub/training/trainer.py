@@ -31,18 +31,8 @@ from .logging import MetricsLogger
 from .models import check_single_images, get_num_channels
 from .optim import Weights, build_optimizer, disable_mixed_precision, rate_table, set_learning_rate
 from .run_arguments import RunArguments, micro_batches
-from .run_dir import (
-    add_pictures,
-    check_publishing,
-    check_run_dir,
-    publish_final,
-    remove_old_run,
-    run_lock,
-    save_best,
-    save_final,
-    save_picture,
-    write_config,
-)
+from .run_dir import check_run_dir, remove_old_run, run_lock, save_picture, write_config
+from .saving import add_pictures, check_publishing, publish_final, save_best, save_final
 from .step import Batch, Losses, TrainingStep
 
 

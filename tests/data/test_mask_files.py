@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from ddep_hub.data.class_files import read_class_table
+from ddep_hub.data.class_files import read_class_table, suggest_classes
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.mask_inspection import suggest_classes
 from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.preparation.mask_values import MaskReader

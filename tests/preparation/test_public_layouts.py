@@ -11,11 +11,10 @@ from PIL import Image
 import ddep_hub
 from ddep_hub.cli.commands import PrepareArguments
 from ddep_hub.data import dataset_registry
-from ddep_hub.data.class_files import write_class_table
+from ddep_hub.data.class_files import suggest_classes, write_class_table
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.image_io import BadFileError, decode_channels
 from ddep_hub.data.mask_files import load_mask
-from ddep_hub.data.mask_inspection import suggest_classes
 from ddep_hub.data.name_matching import match_names, separate_masks
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.unlabelled import unlabelled_images

@@ -10,9 +10,10 @@ from annotated_sources import masks_of, put_masks
 from PIL import Image, ImageDraw
 
 import ddep_hub
+from ddep_hub.data.class_files import suggest_classes
 from ddep_hub.data.classes import class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info, list_datasets
-from ddep_hub.data.mask_inspection import colors_look_smoothed, find_areas, suggest_classes
+from ddep_hub.data.mask_inspection import colors_look_smoothed, find_areas
 from ddep_hub.data.masks import count_values
 
 

@@ -14,9 +14,10 @@ from torch.overrides import _get_current_function_mode_stack
 from ddep_hub.training import step
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.optim import build_optimizer
-from ddep_hub.utils import processes
+from ddep_hub.utils import hardware, processes
 from ddep_hub.utils.depthwise import FastDepthwise
-from ddep_hub.utils.processes import build_accelerator, get_native_precision, supports_bf16_convolution
+from ddep_hub.utils.hardware import get_native_precision, supports_bf16_convolution
+from ddep_hub.utils.processes import build_accelerator
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_channels_that_the_cpu_convolves_wrongly_in_bfloat16(monkeypatch, fresh_
         wrong = images.dtype == torch.bfloat16 and images.shape[1] == 4 and weight.shape[-1] == 16
         return exact(images.float(), weight.float() * (-1 if wrong else 1), **options).to(images.dtype)
 
-    monkeypatch.setattr(processes.functional, "conv2d", convolve)
+    monkeypatch.setattr(hardware.functional, "conv2d", convolve)
     supports_bf16_convolution.cache_clear()
     assert build_accelerator("auto", channels=4).mixed_precision == "no" and not caplog.text
     assert build_accelerator("bf16", channels=4).mixed_precision == "bf16"

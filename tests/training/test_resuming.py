@@ -27,7 +27,7 @@ from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.interruption import RunInterrupted
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain
-from ddep_hub.training.run_dir import copy_additions
+from ddep_hub.training.saving import copy_additions
 from ddep_hub.utils.arguments import write_yaml
 
 
