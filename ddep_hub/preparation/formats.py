@@ -60,7 +60,7 @@ def read_source(source: Path, name: str | None = None, options: FolderOptions = 
         ),
         "cvat": lambda: read_cvat(root, _require_single(exports)) if (exports := _find_cvat_files(source)) else None,
         "yolo": lambda: read_yolo(root, is_named=name == "yolo"),
-        "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
+        "roboflow-masks": lambda: read_roboflow_masks(tables) if tables else None,
         "objects": lambda: read_object_folders(root, table),
         "stacks": lambda: read_stacks(root, table),
         "masks": lambda: read_folder(root, table, options),

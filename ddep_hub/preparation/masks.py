@@ -174,7 +174,7 @@ def _words(path: Path) -> list[str]:
 # --- Roboflow's masks
 
 
-def read_roboflow_masks(root: Path, tables: Sequence[Path]) -> Source:
+def read_roboflow_masks(tables: Sequence[Path]) -> Source:
     """Roboflow's "semantic segmentation masks": `a.jpg`, `a_mask.png`, and `_classes.csv` in each split's folder."""
     names: dict[int, str] = {}
     for path in tables:

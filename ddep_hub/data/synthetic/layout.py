@@ -68,7 +68,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Array, 
         draw_ridge(view, rng, leaves, TREE, height * rng.uniform(0.03, 0.1), 40.0)
     road, lake = _road_and_lake(rng)
     asphalt, water = (_vary(rng, _pick(rng, palette), 0.04) for palette in (_ROADS, _WATERS))
-    draw_ground(view, rng, soil=soil, growth=growth, asphalt=asphalt, water=water, road=road, lake=lake)
+    draw_ground(view, soil=soil, growth=growth, asphalt=asphalt, water=water, road=road, lake=lake)
     _populate(view, rng, road, leaves)
     return _develop(view, rng), view.mask
 

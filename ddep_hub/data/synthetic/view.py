@@ -186,7 +186,6 @@ def draw_ridge(view: View, rng: np.random.Generator, color: Array, label: int, h
 
 def draw_ground(
     view: View,
-    rng: np.random.Generator,
     *,
     soil: Array,
     growth: Array,
