@@ -1,7 +1,6 @@
 """Conversion of U-Nets from segmentation_models.pytorch (SMP) to DDeP segmentation models, and back."""
 
 import functools
-import json
 import logging
 import pickle
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,7 @@ from ddep_hub.evaluation.predict import get_processor
 from ddep_hub.export import compare_outputs, render_images
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import PREPROCESSOR, load_processor, processor_for_encoder
-from ddep_hub.utils.files import atomic_dir, check_output_dir, format_list
+from ddep_hub.utils.files import atomic_dir, check_output_dir, format_list, read_json
 
 
 logger = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     smp = _import_smp()
     if Path(source).exists():
         config = Path(source) / "config.json"
-        kind = json.loads(config.read_text(encoding="utf-8")).get("_model_class") if config.is_file() else None
+        kind = read_json(config).get("_model_class") if config.is_file() else None
         if kind is not None and kind != "Unet":
             raise OSError(f"{source} contains a {kind}. Only a Unet can be converted.")
         if kind is None:

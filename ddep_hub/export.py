@@ -5,7 +5,6 @@ import copy
 import functools
 import importlib.util
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,10 +28,10 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.files import (
     atomic_dir,
-    atomic_write,
     changed_output_error,
     check_output_dir,
     explain_write_errors,
+    write_json,
 )
 
 
@@ -163,7 +162,7 @@ def export(
             "checked": comparisons,
             "versions": {"ddep_hub": __version__, "torch": torch.__version__},
         }
-        atomic_write(temp_dir / "export.json", json.dumps(metadata, indent=1) + "\n")
+        write_json(temp_dir / "export.json", metadata)
     return comparisons
 
 

@@ -24,7 +24,14 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import atomic_write, check_output_dir, explain_write_errors, format_list, output_dir_error
+from ddep_hub.utils.files import (
+    atomic_write,
+    check_output_dir,
+    explain_write_errors,
+    format_list,
+    output_dir_error,
+    write_json,
+)
 from ddep_hub.utils.hardware import choose_device
 from ddep_hub.utils.processes import build_accelerator, get_launcher_precision, isolate_state, on_main_process
 
@@ -228,7 +235,7 @@ def run_evaluation(
             output.mkdir(parents=True, exist_ok=True)
             writer.remove_others(dataset.sample_ids)
             # Written first, because it tells the next evaluation that it may replace these files.
-            atomic_write(output / RESULT_FILES[0], json.dumps(results, indent=1) + "\n")
+            write_json(output / RESULT_FILES[0], results)
             atomic_write(table, confusion_csv(matrix.counts, classes.names))
             atomic_write(matrix_picture, to_png(confusion_picture(matrix.counts, classes.names)))
         picture = segmentation_picture({"prediction": model}, dataset, transform, normalize, options=options)

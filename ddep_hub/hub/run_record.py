@@ -1,7 +1,6 @@
 """The record and results of a run, saved beside the model, from which its card is generated."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import transformers
 
 from ddep_hub.configuration_ddep import __version__
 from ddep_hub.utils.arguments import list_field_names
-from ddep_hub.utils.files import atomic_write, is_url
+from ddep_hub.utils.files import atomic_write, is_url, write_json
 from ddep_hub.utils.hardware import describe_hardware
 
 from .staging import RUN, read_json_object
@@ -66,7 +65,7 @@ def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Ma
         "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
     }
     for name, content in ((RUN, record), (RESULTS, results)):  # the results mark the run as finished
-        atomic_write(Path(folder) / name, json.dumps(content, indent=1) + "\n")
+        write_json(Path(folder) / name, content)
 
 
 def add_results(folder: Path, evaluation: Path | None = None, baseline: Path | None = None) -> None:
@@ -91,11 +90,11 @@ def add_results(folder: Path, evaluation: Path | None = None, baseline: Path | N
         ours = {**read_json_object(folder / RUN), **read_results(folder), **(results or {})}
         _compare_settings(ours, theirs, folder, baseline or folder / BASELINE)
     if evaluation is not None:
-        atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
+        write_json(folder / EVALUATION, results)
         if (evaluation / CONFUSION).is_file():
             atomic_write(folder / CONFUSION, (evaluation / CONFUSION).read_bytes())
     if baseline is not None:
-        atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")
+        write_json(folder / BASELINE, theirs)
 
 
 def _read_baseline(folder: Path, baseline: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ddep_hub.training.interruption import track_time
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_dir import is_finished
 from ddep_hub.utils.arguments import build_arguments, read_yaml, write_yaml
-from ddep_hub.utils.files import atomic_write, check_not_file, lock_file, remove_dir
+from ddep_hub.utils.files import atomic_write, check_not_file, lock_file, read_json, remove_dir
 from ddep_hub.utils.processes import isolate_state
 from ddep_hub.utils.values import did_you_mean
 
@@ -182,7 +182,7 @@ def check_data(study: Study, output: Path) -> None:
     """
     path, current = output / "data.json", _fingerprints(study)
     with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
-        recorded: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        recorded: dict[str, str] = read_json(path) if path.exists() else {}
         for name, contents in (("data", "results.csv has rows"), ("images", "pretrained/ has decoders")):
             if name in recorded and name in current and recorded[name] != current[name]:
                 raise ValueError(
@@ -347,5 +347,5 @@ def _pretrain_decoder(args: PretrainArguments, study: Study) -> tuple[str, float
                 else:
                     pretrain(args)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    error = json.loads(results.read_text(encoding="utf-8"))["denoising_error"]
+    error = read_json(results)["denoising_error"]
     return str(folder / "final"), round(error, 5)

@@ -53,11 +53,9 @@ def read_source(source: Path, name: str | None = None, options: FolderOptions = 
         files = {source: read_json(source)}
     tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
     readers: dict[str, Callable[[], Source | None]] = {
-        "coco": lambda: read_coco(coco_root, matches) if (matches := _filter_files(files, is_coco)) else None,
-        "labelme": lambda: read_labelme(root, matches) if (matches := _filter_files(files, is_labelme)) else None,
-        "label-studio": lambda: (
-            read_label_studio(root, matches) if (matches := _filter_files(files, is_label_studio)) else None
-        ),
+        "coco": lambda: _read_matching(read_coco, coco_root, files, is_coco),
+        "labelme": lambda: _read_matching(read_labelme, root, files, is_labelme),
+        "label-studio": lambda: _read_matching(read_label_studio, root, files, is_label_studio),
         "cvat": lambda: read_cvat(root, _require_single(exports)) if (exports := _find_cvat_files(source)) else None,
         "yolo": lambda: read_yolo(root, is_named=name == "yolo"),
         "roboflow-masks": lambda: read_roboflow_masks(tables) if tables else None,
@@ -140,8 +138,12 @@ def _has_layout(root: Path) -> bool:
         return False
 
 
-def _filter_files(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
-    return {path: content for path, content in files.items() if test(content)}
+def _read_matching(
+    read: Callable[..., Source], root: Path, files: dict[Path, object], test: Callable[[object], bool]
+) -> Source | None:
+    """Reads the files of one format, if there are any."""
+    matches = {path: content for path, content in files.items() if test(content)}
+    return read(root, matches) if matches else None
 
 
 def _require_single(files: list[Path]) -> Path:

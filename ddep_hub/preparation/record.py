@@ -1,11 +1,17 @@
 """The record of what `ddep-hub prepare` wrote, by which a folder that holds anybody's own work is not replaced."""
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
 
-from ddep_hub.utils.files import SYSTEM_FILES, changed_output_error, check_output_dir, output_dir_error, read_json
+from ddep_hub.utils.files import (
+    SYSTEM_FILES,
+    changed_output_error,
+    check_output_dir,
+    output_dir_error,
+    read_json,
+    write_json,
+)
 
 
 # Marks a folder written by this command, which may be replaced.
@@ -39,8 +45,7 @@ def _check_unchanged(output: Path) -> None:
 
 def write_record(folder: Path, **record: Any) -> None:
     """Writes what a folder was made from, and the checksums that [`_check_unchanged`] compares."""
-    text = json.dumps({**record, "files": _checksums(folder)}, indent=1)
-    (folder / RECORD_FILE).write_text(f"{text}\n", encoding="utf-8")
+    write_json(folder / RECORD_FILE, {**record, "files": _checksums(folder)})
 
 
 def _checksums(folder: Path) -> dict[str, int]:

@@ -26,7 +26,7 @@ from ddep_hub.checkpoints import clone_shared_tensors
 from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.utils.arguments import list_field_names
-from ddep_hub.utils.files import atomic_dir, remove_dir
+from ddep_hub.utils.files import atomic_dir, remove_dir, write_json
 from ddep_hub.utils.processes import on_main_process
 
 from .optim import Tensors, Weights
@@ -107,7 +107,7 @@ def write_checkpoint(
                 **{name: getattr(checkpoint, name) for name in RECORDED},
                 "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
             }
-            (folder / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(folder / "checkpoint.json", record)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
         # After the partial checkpoint has been removed.
         free_mb, needed_mb = shutil.disk_usage(output).free / 1e6, _checkpoint_bytes(checkpoint) / 1e6

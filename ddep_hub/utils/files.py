@@ -214,6 +214,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         _flush(partial)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file atomically, see [`atomic_write`]."""
+    atomic_write(path, json.dumps(content, indent=1) + "\n")
+
+
 def _flush(path: Path) -> None:
     """Flushes a file or folder to disk."""
     is_windows = os.name == "nt"

@@ -17,7 +17,7 @@ from PIL import Image
 from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.samplers import example_seed
-from ddep_hub.utils.files import atomic_dir, check_output_dir, output_dir_error
+from ddep_hub.utils.files import atomic_dir, check_output_dir, output_dir_error, write_json
 
 from .layout import draw_scene
 
@@ -85,7 +85,7 @@ def write_scenes(
             if unlabelled:
                 _write_split(folder / "unlabelled", None, "unlabelled", unlabelled, size, seed)
             write_class_table(SCENE_CLASSES, folder / "classes.json")
-            (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(folder / _RECORD, record)
     except FileExistsError:
         if not _is_up_to_date(root, record):  # another process may have written the same scenes meanwhile
             raise
