@@ -5,7 +5,9 @@ import importlib.util
 import pytest
 from PIL import Image
 
-from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.pretraining import pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +37,27 @@ def pretrain_arguments(scenes, tiny, finetune_fields):
         return PretrainArguments(output_dir=str(output), **{**settings, **images, **fields})
 
     return build
+
+
+@pytest.fixture
+def pretraining(scenes, tiny, tmp_path):
+    """Runs a pretraining in a folder of `tmp_path`, and gives its output folder."""
+
+    def start(name="run", **fields):
+        fields = {"images": [str(scenes / "unlabelled")], "num_val_images": 2, "max_steps": 3, **fields}
+        pretrain(PretrainArguments(output_dir=str(tmp_path / name), **{**tiny, **fields}))
+        return tmp_path / name
+
+    return start
+
+
+@pytest.fixture
+def finetuning(scenes, tiny, tmp_path):
+    """The same for a fine-tuning."""
+
+    def start(name="run", **fields):
+        fields = {"data": str(scenes), "max_steps": 3, "per_device_eval_batch_size": 1, **fields}
+        finetune(FinetuneArguments(output_dir=str(tmp_path / name), **{**tiny, **fields}))
+        return tmp_path / name
+
+    return start
