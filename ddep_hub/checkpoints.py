@@ -5,6 +5,7 @@ Works on state dicts and knows no model; the models use it.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_ddep import DDePConfig
-from .encoder_weights import WEIGHTS_NAME, StateDict, corrupt_file_message, hash_weights
+from .encoder_weights import WEIGHTS_NAME, StateDict, corrupt_file_message
 from .encoders import unwrap_model
 
 
@@ -140,6 +141,21 @@ def check_default_device() -> None:
             'Weights cannot be loaded under torch.device("meta"). Leave it out, or build an empty model from its '
             "DDePConfig."
         )
+
+
+def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of weights: of names, shapes and float32 values, in the order of the names.
+
+    BatchNorm's `num_batches_tracked` is left out: it counts, and says nothing about what the encoder computes.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        if name.endswith("num_batches_tracked"):
+            continue
+        array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()
 
 
 def check_same_encoder(

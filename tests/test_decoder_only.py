@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
-from ddep_hub.encoder_weights import PYPI_HASH, hash_weights
+from ddep_hub.checkpoints import hash_weights
+from ddep_hub.encoder_weights import PYPI_HASH
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 
 

@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 import ddep_hub
-from ddep_hub.encoder_weights import hash_weights
+from ddep_hub.checkpoints import hash_weights
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
 from ddep_hub.shipped import check_config_file

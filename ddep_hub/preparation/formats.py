@@ -16,8 +16,7 @@ from .cvat import read_cvat
 from .label_studio import is_label_studio, read_label_studio
 from .labelme import is_labelme, read_labelme
 from .mask_folders import read_folder
-from .masks import read_roboflow_masks, read_stacks
-from .object_folders import read_object_folders
+from .masks import read_object_folders, read_roboflow_masks, read_stacks
 from .source import Source, pluralize, read_json_files
 from .yolo import read_yolo
 

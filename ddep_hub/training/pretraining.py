@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from ddep_hub.checkpoints import hash_weights
 from ddep_hub.data.dataloading import (
     MAX_CONSECUTIVE_BAD,
     AugmentedDataset,
@@ -30,7 +31,7 @@ from ddep_hub.data.synthetic import rendered_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.denoising import CORRUPTIONS
-from ddep_hub.encoder_weights import encoder_file, hash_weights
+from ddep_hub.encoder_weights import encoder_file
 from ddep_hub.evaluation.denoising import EVALUATIONS, REFERENCES, denoising_error, denoising_picture
 from ddep_hub.modeling_ddep import DDePForPreTraining
 from ddep_hub.pretrained import stored_config

@@ -15,8 +15,8 @@ from launching import run
 from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePForPreTraining, DDePModel
+from ddep_hub.checkpoints import hash_weights
 from ddep_hub.cli import main
-from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.hub import publish as publishing
 from ddep_hub.hub.model_card import BEGIN, END, write_card
 from ddep_hub.hub.publish import PublishError, prepare_repository, publish_folder

@@ -13,7 +13,6 @@ from ddep_hub import image_conversion
 from ddep_hub.data.image_io import decode_channels
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.preparation import masks as mask_sources
-from ddep_hub.preparation import object_folders
 from ddep_hub.preparation.formats import read_source
 
 
@@ -179,7 +178,7 @@ def test_folders_are_searched_once(tmp_path, monkeypatch, scenes):
 
         monkeypatch.setattr(module, name, call)
 
-    counted(object_folders, "_object_folders")
+    counted(mask_sources, "_object_folders")
     counted(mask_sources, "pair_files")
     put_objects(tmp_path / "objects")
     read_source(tmp_path / "objects")
