@@ -141,7 +141,7 @@ def _import_smp() -> Any:
         import segmentation_models_pytorch as smp
     except ImportError as error:
         raise ImportError(
-            "Converting needs segmentation_models.pytorch. Install it with `pip install ddep-hub[convert]`."
+            'Converting needs segmentation_models.pytorch. Install it with `pip install "ddep-hub[convert]"`.'
         ) from error
     return smp
 

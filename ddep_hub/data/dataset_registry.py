@@ -41,6 +41,8 @@ class OfficialLayout:
         evidence: Patterns of files, any of which tells that a folder is this data set. A pattern may start with the
             name of the folder itself, if it is in `folders`. Without patterns, any split does.
         unless: Another data set, whose evidence tells that the folder is not this one.
+        generic_names: Whether the user's own data may have such folders: beside a class table, which describes them,
+            the official splits must exist.
         folders: Folders that hold the data set, if not the folder that the user passes.
         image_suffix: Ending of image names after the sample id.
         mask_suffix: The same for masks.
@@ -52,6 +54,7 @@ class OfficialLayout:
     splits: tuple[OfficialSplit, ...]
     evidence: tuple[str, ...] = ()
     unless: str | None = None
+    generic_names: bool = False
     folders: tuple[str, ...] = ()
     image_suffix: str = ""
     mask_suffix: str = ""

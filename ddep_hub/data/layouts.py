@@ -222,8 +222,7 @@ def _is_layout(root: Path, name: str, has_classes: bool) -> bool:
         return bool(splits)
     if official.unless and _has_evidence(base, get_dataset_info(official.unless).layout):
         return False
-    # Without the official splits, folders with these names are the user's data.
-    return _has_evidence(base, official) and (bool(splits) or not has_classes)
+    return _has_evidence(base, official) and (bool(splits) or not (official.generic_names and has_classes))
 
 
 def _dataset_folder(root: Path, official: OfficialLayout) -> Path:

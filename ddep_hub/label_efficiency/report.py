@@ -280,7 +280,7 @@ def import_figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("The figure needs matplotlib. Install it with `pip install ddep-hub[plots]`.") from error
+        raise ImportError('The figure needs matplotlib. Install it with `pip install "ddep-hub[plots]"`.') from error
     return Figure
 
 

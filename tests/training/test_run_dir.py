@@ -59,6 +59,17 @@ def test_links_are_refused_before_the_work(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
 
 
+def test_files_of_the_system_do_not_fill_a_folder(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    assert check_output_dir(tmp_path) == []
+    (tmp_path / "mine").touch()
+    with pytest.raises(FileExistsError, match=r"is not empty\. Choose another folder"):
+        check_output_dir(tmp_path)
+    with pytest.raises(FileExistsError, match=r"is not empty, but holds no done\.json of a job"):
+        check_output_dir(tmp_path, "done.json of a job")
+    assert check_output_dir(tmp_path, "done.json of a job", is_own=True) == ["mine"]
+
+
 def test_two_writers_of_a_file_do_not_share_what_is_not_complete(tmp_path):
     path = tmp_path / "file"
     with partial_file(path) as mine:
