@@ -38,8 +38,8 @@ class OfficialLayout:
     Args:
         requires: What such a folder must hold, for messages.
         splits: Its splits; of two with the same name, the later one that exists counts.
-        evidence: Patterns of files, any of which tells that a folder is this data set. A pattern may start with the
-            name of the folder itself, if it is in `folders`. Without patterns, any split does.
+        evidence: Patterns of files, any of which tells that a folder is this data set. A pattern that starts with a
+            name in `folders` is for a folder of that name. Without patterns, any split does.
         unless: Another data set, whose evidence tells that the folder is not this one.
         generic_names: Whether the user's own data may have such folders: beside a class table, which describes them,
             the official splits must exist.

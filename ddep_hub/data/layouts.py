@@ -231,10 +231,16 @@ def _dataset_folder(root: Path, official: OfficialLayout) -> Path:
 
 
 def _has_evidence(base: Path, official: OfficialLayout) -> bool:
-    name = base.absolute().name
-    # By its name, VOC2010 without converted masks is not mistaken for VOC with its 21 classes.
-    prefix = f"{name}/" if name in {Path(folder).name for folder in official.folders} else ""
-    return any(next(base.glob(pattern.removeprefix(prefix)), None) for pattern in official.evidence)
+    for pattern in official.evidence:
+        first, _, rest = pattern.partition("/")
+        if first in {Path(folder).name for folder in official.folders}:
+            # By its name, VOC2010 without converted masks is not mistaken for VOC with its 21 classes.
+            if base.absolute().name != first:
+                continue
+            pattern = rest
+        if next(base.glob(pattern), None):
+            return True
+    return False
 
 
 def _find_images(folder: Path, suffix: str) -> dict[str, Path]:
