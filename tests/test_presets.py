@@ -146,7 +146,7 @@ def test_pretraining_presets(name):
 def test_the_few_labels_presets_pretrain_alike():
     """`pretrain --preset few-labels`, and the first stage of `finetune --preset few-labels --unlabelled`."""
     alone = load_pretrain("few-labels", "--pretrained", "ddep-photos-lite0")
-    first = load_finetune("few-labels", "--pretrained", "ddep-photos-lite0", "--unlabelled", "photos")
+    first = load_finetune("few-labels", "--pretrained", "ddep-photos-lite0", "--data", "x", "--unlabelled", "y")
     both = [
         (args.corruption, args.batch_size, args.max_steps, args.crop_size, args.image_size, args.scale)
         for args in (alone, first_stage(first))
@@ -258,7 +258,7 @@ def test_lines_are_short(path):
 
 @named(STUDIES)
 def test_studies_resolve_every_run(path, tmp_path):
-    study = build_study(StudyArguments(study=str(path), unlabelled=[str(tmp_path)]))
+    study = build_study(StudyArguments(study=str(path), data=str(tmp_path), unlabelled=[str(tmp_path)]))
     methods = {method.name: method for method in study.methods}
     assert {"encoder", "ddep", "dep", "random"} <= set(methods)
     assert methods["encoder"].baseline and methods["random"].baseline

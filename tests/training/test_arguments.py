@@ -191,7 +191,7 @@ def test_a_missing_file_is_named(capsys):
 )
 @pytest.mark.parametrize("build", [lambda **values: build_arguments(FinetuneArguments, values), FinetuneArguments])
 def test_values_become_plain_ones_of_their_fields_types(build, name, given, stored, tmp_path):
-    args = build(**{name: given})
+    args = build(**{"data": "x", name: given})
     found = getattr(args, name)
     assert found == stored and type(found) is type(stored)
     write_yaml(args, tmp_path / "config.yaml")
