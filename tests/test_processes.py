@@ -1,8 +1,10 @@
 """What several processes change about a run: nothing."""
 
 import json
+import shutil
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
+from ddep_hub.data.samplers import epoch_order
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.encoders import encoder_mean_std
@@ -168,6 +171,33 @@ def test_a_stream_goes_on_with_as_many_processes_alone(scenes, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     one, two = (load_file(path / "final" / "model.safetensors") for path in (whole, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+COMMAND = """
+import sys
+from ddep_hub.cli import main
+print("exit code", main(sys.argv[1:]))  # and ends with 0: `on_processes` waits for the other one
+"""
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_an_image_that_one_process_cannot_read_ends_both(command, scenes, tmp_path):
+    """Its own process names it; the other one, which waits for it, says that it is gone."""
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    options = [*arguments("finetune.py", data, tmp_path / "run", "--max_steps", "6")]
+    first = epoch_order(7, FinetuneArguments().seed, 0)[0]  # of the first batch, of which each process has a part
+    path = data / "images" / "train" / f"{first:05}.jpg"
+    if command == "evaluate":
+        here("finetune.py", *options[:-1], "1")
+        path = data / "images" / "val" / "00001.jpg"
+        options = ["--model", str(tmp_path / "run" / "final"), "--data", str(data)]
+    path.write_bytes(path.read_bytes()[:500])
+    (tmp_path / "command.py").write_text(COMMAND)
+    start = time.monotonic()
+    result = on_processes(2, tmp_path / "command.py", command, *options)
+    assert result.stdout.count("exit code 1") == 2 and time.monotonic() - start < 60
+    assert result.stderr.count(f"ddep-hub {command}: {path} is damaged or cut off") == 1
+    assert result.stderr.count(f"ddep-hub {command}: Another process of this run has ended. Look for its error") == 1
 
 
 COUNT = """

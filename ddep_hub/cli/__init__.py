@@ -105,6 +105,8 @@ def format_error(error: BaseException) -> str | None:
         text = f"{error.filename2 or error.filename}: {error.strerror}. {hint}"
     elif is_named and error.__cause__ is not None:  # without the names of validators
         text = str(error.__cause__)
+    elif "gloo/transport" in text and "by peer" in text:
+        text = "Another process of this run has ended. Look for its error in the output."
     return " ".join(text.split()) or type(error).__name__
 
 
