@@ -1,11 +1,15 @@
 """Randomly augmented samples, and the worker processes that read them."""
 
 import contextlib
+import errno
 import hashlib
+import multiprocessing.queues
 import os
 import re
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -124,7 +128,8 @@ SECONDS_AFTER_SIGTERM = 120
 def init_worker(worker_id: int) -> None:
     """Keeps a `DataLoader` worker alive after a signal to all processes of a job, until the main process has ended.
 
-    A worker ends a second after the main process; a hanging worker, some time after SIGTERM.
+    A worker ends a second after the main process; a hanging worker, some time after SIGTERM; and one whose batch
+    cannot be sent, at once, as the main process would wait for it for ever.
     """
 
     def schedule_exit(signum: int, frame: FrameType | None) -> None:
@@ -135,6 +140,19 @@ def init_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, schedule_exit)
     on_parent_death(lambda: os._exit(1))
+    # The threads that send a batch and the file descriptors of its tensors only print their errors.
+    sys.excepthook = lambda kind, error, traceback: _end_worker(error)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
+        lambda error, batch: _end_worker(error)
+    )
+
+
+def _end_worker(error: BaseException) -> None:
+    """Ends a worker, with the exit code EMFILE if it has too many open files; prints other errors."""
+    if "Too many open files" in str(error):
+        os._exit(errno.EMFILE)
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def train_dataloader(
@@ -167,11 +185,12 @@ def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
 
     An error of a worker is raised again in one line; its cause is torch's, with the worker's traceback.
     """
-    batches = iter(loader)
+    batches: Any = None
     try:
+        batches = iter(loader)
         yield batches
     except Exception as error:
-        message = _explain_worker_error(error)
+        message = _explain_worker_error(error, getattr(loader, "num_workers", 0))
         if message is None:
             raise
         cause = None if isinstance(error, BadFileError) else error  # a file is named, and needs no traceback
@@ -179,22 +198,24 @@ def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     finally:
         # As in Lightning, because torch has no public way to stop them.
         if hasattr(batches, "_shutdown_workers"):
-            batches._shutdown_workers()
+            with contextlib.suppress(RuntimeError):  # if a worker has died meanwhile, also of what is explained above
+                batches._shutdown_workers()
 
 
-def _explain_worker_error(error: Exception) -> str | None:
-    """What an error of a worker says, in a line; `None` for other errors."""
-    text = str(error)
+def _explain_worker_error(error: Exception, num_workers: int) -> str | None:
+    """What an error of a worker, or of starting one, says, in a line; `None` for other errors."""
+    text, with_cause = str(error), f"{error} {error.__cause__}"
+    if num_workers and ("Too many open files" in text or f"exit code {errno.EMFILE}." in with_cause):
+        return (
+            "dataloader_num_workers: too many open files. Raise the limit (`ulimit -n`), or use fewer workers, or 0."
+        )
     if "DataLoader worker" not in text:
         return None
-    if "Too many open files" in text:
-        return "dataloader_num_workers: too many open files. Use fewer workers, or raise the limit (`ulimit -n`)."
-    if "shared memory" in text or "shared memory" in str(error.__cause__):
+    if "shared memory" in with_cause:
         return (
             "dataloader_num_workers: the shared memory (/dev/shm) is full. Use fewer workers, or 0, or enlarge it, "
             "such as with `docker run --shm-size 8g`."
         )
-    found = re.match(r"Caught (\w+) in ", text)
-    # The last line of the traceback that torch puts into the text.
-    *others, message = re.split(rf"^(?:\S+\.)?{found[1]}: ", text, flags=re.MULTILINE) if found else [text]
-    return " ".join(message.split()) if others else None
+    # What follows the frames of the last traceback that torch puts into the text, which are indented.
+    *others, last = re.split(r"Traceback \(most recent call last\):\n(?: .*\n)+", text)
+    return " ".join(last.partition(": ")[2].split()) or None if others else None

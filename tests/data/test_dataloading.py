@@ -2,6 +2,7 @@
 
 import errno
 import re
+from multiprocessing import connection, reduction
 
 import numpy as np
 import pytest
@@ -108,11 +109,12 @@ class Broken(Rows):
     [
         (BadFileError("a.png is\ndamaged (BadFileError: x)"), "a.png is damaged (BadFileError: x)"),
         (ValueError("ValueError: of\nwhat"), "ValueError: of what"),
+        (ValueError("a.png: cannot read:\nValueError: bad CRC"), "a.png: cannot read: ValueError: bad CRC"),
     ],
 )
 def test_an_error_of_a_worker_is_one_line(error, message):
     loader = train_dataloader(Broken(error), [[0]], num_workers=1, device=torch.device("cpu"))
-    with pytest.raises(type(error), match=re.escape(message)) as caught, iterate_batches(loader) as batches:
+    with pytest.raises(type(error), match=f"^{re.escape(message)}$") as caught, iterate_batches(loader) as batches:
         next(batches)
     assert "\n" not in str(caught.value) and "Caught" not in str(caught.value)
 
@@ -137,3 +139,19 @@ def test_a_worker_that_a_full_shared_memory_has_killed():
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is out of shared memory.")
     with pytest.raises(RuntimeError, match=r"the shared memory .* is full"), iterate_batches([]):
         raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly") from killed
+
+
+@pytest.mark.parametrize("place", [(reduction, "DupFd"), (connection.Listener, "accept")], ids=["sends", "hands out"])
+def test_a_worker_with_too_many_open_files_is_no_endless_run(place, monkeypatch):
+    """Where it sends a batch, and where it hands out the file descriptors of one, it fails in a thread."""
+
+    def fail(*arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(*place, fail)
+    loader = train_dataloader(augmented(), [[(0, 0)]], num_workers=1, device=torch.device("cpu"))
+    with (
+        pytest.raises(Exception, match=r"^dataloader_num_workers: too many open files"),
+        iterate_batches(loader) as batches,
+    ):
+        next(batches)
