@@ -259,6 +259,11 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 )
         for virtual_worker, state in self._states.items():
             for name, value in self._stream_layout().items():
+                if name not in state:
+                    raise ValueError(
+                        f"the state to resume from has no {name}, because another version stored it; resume with that "
+                        "version, or start a new run"
+                    )
                 if state[name] != value:
                     raise ValueError(
                         f"the state to resume from was stored with {name} {state[name]}, but now it is {value}; "

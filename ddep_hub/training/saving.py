@@ -19,17 +19,14 @@ from ddep_hub.hub.staging import CARD, RUN, WEIGHTS_PATTERN
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
-from ddep_hub.utils.files import (
-    atomic_dir,
-    atomic_write,
-    warn_on_write_error,
-)
+from ddep_hub.utils.files import atomic_dir, atomic_write, warn_on_write_error
 
 from .logging import plot_loss
 from .run_arguments import RunArguments
 
 
 logger = logging.get_logger(__name__)
+EXPORT_SUFFIXES = (".onnx", ".pt2")
 
 
 def save_model(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, folder: Path) -> None:
@@ -80,7 +77,7 @@ def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
 def copy_additions(old: Path, new: Path) -> None:
     """Copies what was added to the folder of a model, such as text in its card, to that of the model to replace it.
 
-    Not the results, which the run writes again, and evaluations only if the weights are the same.
+    Not the results, which the run writes again, and evaluations and exports only if the weights are the same.
     """
     replaced = {RESULTS, LOSS, PREDICTIONS}
     same_weights = all((folder / WEIGHTS_NAME).is_file() for folder in (old, new)) and filecmp.cmp(
@@ -89,8 +86,10 @@ def copy_additions(old: Path, new: Path) -> None:
     for path in sorted(old.iterdir()) if old.is_dir() else ():
         if path.name in replaced or fnmatch(path.name, WEIGHTS_PATTERN) or (new / path.name).exists():
             continue
-        if path.name in (BASELINE, EVALUATION, CONFUSION) and not same_weights:
-            logger.warning("%s is of other weights, and is removed: add it again with `ddep-hub card`", path)
+        is_export = path.suffix in EXPORT_SUFFIXES or (path / "export.json").is_file()
+        if (path.name in (BASELINE, EVALUATION, CONFUSION) or is_export) and not same_weights:
+            command = "export" if is_export else "card"
+            logger.warning("%s is of other weights, and is removed: add it again with `ddep-hub %s`", path, command)
             continue
         try:
             if path.is_dir() and not path.is_symlink():

@@ -192,6 +192,9 @@ def test_states_of_another_run_are_refused():
         stream([5, 5], start=5, states=states, rank=1, world_size=2)
     with pytest.raises(ValueError, match="stored with num_validation 0, but now it is 1"):
         stream([5, 5], start=5, states=states, num_validation=1)
+    old = {worker: {k: v for k, v in state.items() if k != "num_validation"} for worker, state in states.items()}
+    with pytest.raises(ValueError, match="has no num_validation, because another version stored it"):
+        stream([5, 5], start=5, states=old)
 
 
 def test_tar_shards_and_parquet_end_to_end(tmp_path, write_shards, image_dataset):

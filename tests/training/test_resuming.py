@@ -254,13 +254,16 @@ def test_a_resumed_run_keeps_what_was_added_to_its_models(arguments, monkeypatch
     assert "My own text." in (best / CARD).read_text()
 
 
-def test_an_evaluation_does_not_go_on_to_other_weights(tmp_path):
+def test_evaluations_and_exports_do_not_go_on_to_other_weights(tmp_path):
     for folder, weights in (("old", b"1"), ("new", b"2"), ("same", b"1")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.safetensors").write_bytes(weights)
-    for name in (EVALUATION, "notes.txt", "model-00001-of-00002.safetensors"):
+    (tmp_path / "old" / "exported").mkdir()
+    names = (EVALUATION, "notes.txt", "model-00001-of-00002.safetensors", "small.onnx", "exported/export.json")
+    for name in names:
         (tmp_path / "old" / name).write_text("mine")
-    for folder, kept in (("new", {"notes.txt"}), ("same", {"notes.txt", EVALUATION})):
+    kept_beside_same = {"notes.txt", EVALUATION, "small.onnx", "exported"}
+    for folder, kept in (("new", {"notes.txt"}), ("same", kept_beside_same)):
         copy_additions(tmp_path / "old", tmp_path / folder)
         assert {path.name for path in (tmp_path / folder).iterdir()} == {"model.safetensors", *kept}
 
