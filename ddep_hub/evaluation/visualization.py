@@ -99,18 +99,31 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
         return contact_sheet([Image.fromarray(picture) for row in rows for picture in row], [*titles] * len(rows))
     heights = [min(max(1, round(PANEL_SIZE * height / width)), MAX_PANEL_HEIGHT) for height, width in sizes]
     width = len(titles) * (PANEL_SIZE + GAP) + GAP
-    sheet = Image.new("RGB", (width, TITLE_HEIGHT + sum(heights) + GAP * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
     font, drawable = load_font(titles, 13)
-    for column, title in enumerate(drawable):
-        draw.text((GAP + column * (PANEL_SIZE + GAP), 4), title, fill="black", font=font)
-    top = TITLE_HEIGHT
+    lines = [_wrap(title, font) for title in drawable]
+    top = TITLE_HEIGHT * max(map(len, lines))
+    sheet = Image.new("RGB", (width, top + sum(heights) + GAP * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(lines):
+        draw.text((GAP + column * (PANEL_SIZE + GAP), 4), "\n".join(title), fill="black", font=font)
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
             panel = Image.fromarray(picture).resize((PANEL_SIZE, height), Image.Resampling.NEAREST)
             sheet.paste(panel, (GAP + column * (PANEL_SIZE + GAP), top))
         top += height + GAP
     return sheet
+
+
+def _wrap(title: str, font: Font) -> list[str]:
+    """Breaks a title into lines as wide as a panel."""
+    lines = [""]
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > PANEL_SIZE:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str]) -> Image.Image:

@@ -79,6 +79,8 @@ def test_panels_of_wide_images_take_a_row_each():
     assert (sheet[..., 0] - sheet[..., 1]).max() > 200, "a small object is seen"
     flat = np.zeros((1, 5000, 3), np.uint8)
     assert draw_panels([[flat]], ["image"]).height == TITLE_HEIGHT + 1 + GAP
+    long_title = "features of your images, from ddep-photos-lite0"  # in two lines, not over the next column
+    assert draw_panels([[flat] * 2], [long_title, "image"]).height == 2 * TITLE_HEIGHT + 1 + GAP
 
 
 def test_panels_of_small_wide_images_stay_a_table():
