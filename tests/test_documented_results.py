@@ -195,7 +195,7 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
         scores: dict[tuple[str, str], list[str]] = {}
         for row in csv.DictReader(file):
             scores.setdefault((row["labels"], row["options"]), []).append(row["mean_iou"])
-    assert len(scores) == 29
+    assert len(scores) == 31
     for values in scores.values():
         assert ", ".join(f"{float(value):.2f}" for value in values) in results
 
@@ -217,6 +217,16 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
         for labels in (3, 6, 12, 24):
             gain = shown(full[labels][method], full[labels]["random"])
             assert gain in results and gain in page and gain in readme
+    # "After three times the steps, it is still ahead with each of three seeds"
+    after_longer = curves["camvid-360", 1800][12]
+    seeds = after_longer["features_photographs"].keys()
+    short = {method: {seed: full[12][method][seed] for seed in seeds} for method in after_longer}
+    for scores_of in (after_longer, short):
+        gain = shown(scores_of["features_photographs"], scores_of["random"])
+        assert gain in results and (scores_of is short or gain in page)
+        assert all(value > scores_of["random"][seed] for seed, value in scores_of["features_photographs"].items())
+    means = statistics.mean(short["features_photographs"].values()), statistics.mean(after_longer["random"].values())
+    assert "scores {:.1f} on average after 600 steps, the random decoder {:.1f} after 1800".format(*means) in results
     paired = [
         [value - points["random"][seed] for points in full.values() for seed, value in points[method].items()]
         for method in ("features_photographs", "features_both")
@@ -234,6 +244,18 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
     for method in ("features_photographs", "features_both"):
         assert factors[method][Fraction(6)][0] == factors[method][Fraction(12)][0] == math.inf
     assert f"at least {factors['features_photographs'][Fraction(6)][1]:.2f} times with 6" in results
+
+
+def test_the_gains_of_averaged_weights_are_those_of_the_csv(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import does_it_pay
+
+    plain = does_it_pay.curves()["camvid-360", 600][12]["features_photographs"]
+    with (ROOT / "benchmarks" / "results" / "camvid_averaged_weights.csv").open() as file:
+        averaged = {int(row["seed"]): float(row["mean_iou"]) for row in csv.DictReader(file)}
+    gains = [f"{value - plain[seed]:+.2f}" for seed, value in averaged.items()]
+    text = " ".join(read(ROOT / "docs" / "results.md").split())
+    assert f"by {gains[0]} and {gains[1]} ({averaged[0]:.2f} and {averaged[1]:.2f}, seeds 0 and 1" in text
 
 
 def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():

@@ -26,7 +26,7 @@ from .run_arguments import RunArguments
 
 
 logger = logging.get_logger(__name__)
-EXPORT_SUFFIXES = (".onnx", ".pt2")
+EXPORT_SUFFIXES = (".onnx", ".data", ".pt2")  # weights of large ONNX models are in `model.onnx.data`
 
 
 def save_model(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, folder: Path) -> None:
