@@ -24,6 +24,7 @@ from .tiff import (
 _warned = set[tuple[str, str]]()  # kinds of warnings, and the folders that they were about
 # A data set may have a folder for each image.
 MAX_WARNED_FOLDERS = 10
+MAX_COMPARED_FOLDERS = 1000
 # The first image of integers that are not unsigned 8 or 16 bits in each folder, and what counts as white in it.
 _white_levels: dict[str, tuple[str, float]] = {}
 
@@ -77,8 +78,11 @@ def _white_level(values: np.ndarray, name: str) -> float:
 
 def _warn_about_mixed_depths(name: str, white: float) -> None:
     """Warns if images of wide integers in a folder are read as 8 bits here and as 16 bits there."""
-    first_name, first_white = _white_levels.setdefault(_folder(name), (name, white))
-    if white != first_white and _folder(name):
+    folder = _folder(name)
+    if folder not in _white_levels and len(_white_levels) == MAX_COMPARED_FOLDERS:
+        del _white_levels[next(iter(_white_levels))]  # the folder that was met first
+    first_name, first_white = _white_levels.setdefault(folder, (name, white))
+    if white != first_white and folder:
         bits = {255.0: 8, 65535.0: 16}
         warn_once(
             "depths",

@@ -292,3 +292,12 @@ def test_truncated_mask_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(BadFileError, match=r"cut\.png is damaged or cut off.*mask"):
         read_mask(path)
+
+
+def test_what_is_kept_of_folders_is_bounded(monkeypatch):
+    """A data set may have a folder for each image."""
+    monkeypatch.setattr(image_conversion, "_white_levels", {})
+    monkeypatch.setattr(image_conversion, "MAX_COMPARED_FOLDERS", 3)
+    for number in range(10):
+        image_conversion.to_8_bit(np.full((2, 2), 200, dtype=np.int32), f"{number}/a.tif")
+    assert list(image_conversion._white_levels) == ["7", "8", "9"]
