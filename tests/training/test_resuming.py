@@ -259,8 +259,8 @@ def test_evaluations_and_exports_do_not_go_on_to_other_weights(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.safetensors").write_bytes(weights)
     (tmp_path / "old" / "exported").mkdir()
-    names = (EVALUATION, "notes.txt", "model-00001-of-00002.safetensors", "small.onnx", "small.onnx.data", "exported/export.json")
-    for name in names:
+    exports = ("small.onnx", "small.onnx.data", "exported/export.json")
+    for name in (EVALUATION, "notes.txt", "model-00001-of-00002.safetensors", *exports):
         (tmp_path / "old" / name).write_text("mine")
     kept_beside_same = {"notes.txt", EVALUATION, "small.onnx", "small.onnx.data", "exported"}
     for folder, kept in (("new", {"notes.txt"}), ("same", kept_beside_same)):
