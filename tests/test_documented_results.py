@@ -26,9 +26,29 @@ def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
     return result
 
 
+def words(path: str) -> str:
+    """A page without its line breaks."""
+    return " ".join(read(ROOT / path).split())
+
+
+def scores_by_flag(name: str, flag: str, *, seeds: str) -> tuple[list[str], list[str]]:
+    """Scores of the runs without and with a flag, by seed."""
+    with (ROOT / "benchmarks" / "results" / name).open() as file:
+        rows = list(csv.DictReader(file))
+    without = {row["seed"]: row["mean_iou"] for row in rows if flag not in row["options"]}
+    given = {row["seed"]: row["mean_iou"] for row in rows if flag in row["options"]}
+    return [without[seed] for seed in seeds], [given[seed] for seed in seeds]
+
+
 def interval(gains: list[float]) -> tuple[float, float]:
     """Mean of differences, and half of its 95% t interval."""
     return statistics.mean(gains), student_quantile(len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
+
+
+def gain_text(gains: Iterable[float]) -> str:
+    """Mean of differences and its 95% t interval, as the pages write them."""
+    mean, half = interval(list(gains))
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
 def test_the_scores_of_camvid_are_those_of_the_csv():
@@ -55,7 +75,7 @@ def test_the_readme_names_the_measured_gain():
     for method in ("ddep", "encoder"):
         assert f"{statistics.mean(scores[method, '1/30']):.2f}" in read(ROOT / "README.md")
     more = [gain for fraction, gain in gains.items() if fraction != "1/30"]
-    results = " ".join(read(ROOT / "docs" / "results.md").split())
+    results = words("docs/results.md")
     assert len(more) == 4 and all(f"{gain:+.2f} at " in results for gain in more)
 
 
@@ -77,7 +97,7 @@ def test_the_scores_of_the_quickstart_are_those_of_the_csv():
 
 
 def test_the_scores_of_pretexts_are_those_of_the_csv():
-    text = " ".join(read(ROOT / "docs" / "results.md").split())
+    text = words("docs/results.md")
     scores: dict[tuple[str, str], list[str]] = {}
     with (ROOT / "benchmarks" / "results" / "pretexts.csv").open() as file:
         for row in sorted(csv.DictReader(file), key=lambda row: int(row["seed"])):
@@ -95,7 +115,7 @@ def test_the_gain_of_larger_patches_is_that_of_the_csv():
                 name = row["options"].rsplit("--pretrained ")[-1] if "--pretrained" in row["options"] else "random"
                 scores.setdefault(name, {})[row["seed"]] = float(row["mean_iou"])
     larger = scores["runs/patches_32/final"]
-    text = " ".join(read(ROOT / "docs" / "results.md").split())
+    text = words("docs/results.md")
     mean, half = interval([larger[seed] - scores["random"][seed] for seed in "56789"])
     assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}) over the random decoder, ahead with each" in text
     others = scores["runs/ddep-em-lite0-masked-nc/final"]
@@ -111,30 +131,25 @@ def test_the_gains_of_other_masks_are_those_of_the_csv():
                 if row["data"] == "em" and row["labels"] == "1/16" and row["seed"] in "01234":
                     kind = row["options"].rsplit("--pretrained ")[-1] if "--pretrained" in row["options"] else "random"
                     scores.setdefault(kind, []).append(float(row["mean_iou"]))
-    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
-    page = " ".join(read(ROOT / "docs" / "does-it-pay.md").split())
+    text = words("docs/results.md").replace(" and ", ", ")
+    page = words("docs/does-it-pay.md")
     for kind in ("runs/patches_8/final", "runs/ratio_75/final"):
         gains = [one - other for one, other in zip(scores[kind], scores["random"], strict=True)]
-        mean, half = interval(gains)
         shown = ", ".join(f"{score:.2f}" for score in scores[kind])
-        assert f"reaches {shown}: {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})." in text
-        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in page
+        assert f"reaches {shown}: {gain_text(gains)}." in text
+        assert gain_text(gains) in page
         assert min(gains) > 0
 
 
 def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
-    scores: dict[bool, dict[str, str]] = {False: {}, True: {}}
-    with (ROOT / "benchmarks" / "results" / "camvid_masked.csv").open() as file:
-        for row in csv.DictReader(file):
-            scores["--pretrained" in row["options"]][row["seed"]] = row["mean_iou"]
-    random, masked = ([values[seed] for seed in "01234"] for values in scores.values())
+    random, masked = scores_by_flag("camvid_masked.csv", "--pretrained", seeds="01234")
     gains = [float(after) - float(before) for before, after in zip(random, masked, strict=True)]
     mean, half = interval(gains)
-    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    text = words("docs/results.md").replace(" and ", ", ")
     for values in (random, masked):
         assert ", ".join(values) in text
     assert max(gains) < 0 and f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}), behind with each" in text
-    page = " ".join(read(ROOT / "docs" / "does-it-pay.md").split())
+    page = words("docs/does-it-pay.md")
     assert f"({mean:+.1f}, {mean - half:+.1f} to {mean + half:+.1f})" in page
 
 
@@ -145,12 +160,8 @@ def test_the_scores_of_features_are_those_of_the_csv():
             start = re.search(r"--pretrained (?:runs/)?([^/\s]+)", row["options"])
             key = (row["data"], row["labels"], "--max_steps 600" in row["options"], start[1] if start else "random")
             scores.setdefault(key, {})[row["seed"]] = float(row["mean_iou"])
-    results, page = (" ".join(read(ROOT / "docs" / name).split()) for name in ("results.md", "does-it-pay.md"))
+    results, page = (words(path) for path in ("docs/results.md", "docs/does-it-pay.md"))
     text = results.replace(" and ", ", ")
-
-    def shown(values: Iterable[float]) -> str:
-        mean, half = interval(list(values))
-        return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
     gains = {}
     for (*setting, name), values in scores.items():
@@ -158,17 +169,17 @@ def test_the_scores_of_features_are_those_of_the_csv():
         if name != "random":
             random = scores[*setting, "random"]
             gains[*setting, name] = [value - random[seed] for seed, value in values.items()]
-            assert shown(gains[*setting, name]) in results
+            assert gain_text(gains[*setting, name]) in results
     camvid = ("camvid-tuning", "12")
     mean, half = interval(gains[*camvid, True, "ddep-efficientnet-lite0"])
-    card = " ".join(read(ROOT / "model_cards" / "ddep-efficientnet-lite0" / "README.md").split())
+    card = words("model_cards/ddep-efficientnet-lite0/README.md")
     assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}), ahead with each of five seeds" in card
     assert f"{mean:+.1f} after 600 ({mean - half:+.1f} to {mean + half:+.1f}," in card
     own, again = (gains[*camvid, True, name] for name in ("features_camvid", "features_camvid_2"))
     assert min(own + again) > 0 and len(own) == len(again) == 5  # "ahead with each seed, in both runs of pretraining"
     averaged = [(one + other) / 2 for one, other in zip(own, again, strict=True)]  # both share the random decoder's
     denoising = gains[*camvid, True, "noise_camvid"]
-    gain = shown(gain - other for gain, other in zip(averaged, denoising, strict=True))
+    gain = gain_text(gain - other for gain, other in zip(averaged, denoising, strict=True))
     assert f"denoising of the same images, it gains {gain}" in results
     fewer = gains["camvid-tuning", "3", True, "features_camvid"]
     assert min(fewer) > 0 and len(fewer) == 6  # "ahead with each of six"
@@ -176,21 +187,19 @@ def test_the_scores_of_features_are_those_of_the_csv():
     assert (sum(gain > 0 for gain in every), len(every)) == (16, 18)
     assert sum(gain > 0 for gain in gains["nuclei", "3", True, "features_nuclei"]) == 7
     for values in (averaged, fewer):
-        assert shown(values) in results and shown(values) in page
+        assert gain_text(values) in results and gain_text(values) in page
     short, longer = (scores["camvid-tuning", "3", *which] for which in ((True, "features_camvid"), (False, "random")))
-    gain = shown(short[seed] - value for seed, value in longer.items())
+    gain = gain_text(short[seed] - value for seed, value in longer.items())
     assert f"over the random one after 1800, {gain}" in results
     for values in (fewer, gains[*camvid, False, "features_camvid"]):
-        assert shown(values) in page
+        assert gain_text(values) in page
 
 
 def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import does_it_pay
 
-    results, page, readme = (
-        " ".join(read(ROOT / name).split()) for name in ("docs/results.md", "docs/does-it-pay.md", "README.md")
-    )
+    results, page, readme = (words(path) for path in ("docs/results.md", "docs/does-it-pay.md", "README.md"))
     with (ROOT / "benchmarks" / "results" / "image_size.csv").open() as file:
         scores: dict[tuple[str, str], list[str]] = {}
         for row in csv.DictReader(file):
@@ -200,8 +209,7 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
         assert ", ".join(f"{float(value):.2f}" for value in values) in results
 
     def shown(one: dict[int, float], other: dict[int, float]) -> str:
-        mean, half = interval([value - other[seed] for seed, value in one.items()])
-        return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+        return gain_text(value - other[seed] for seed, value in one.items())
 
     curves = does_it_pay.curves()
     small, longer, full = curves["camvid-tuning", 600], curves["camvid-tuning", 1800], curves["camvid-360", 600]
@@ -254,12 +262,12 @@ def test_the_gains_of_averaged_weights_are_those_of_the_csv(monkeypatch):
     with (ROOT / "benchmarks" / "results" / "camvid_averaged_weights.csv").open() as file:
         averaged = {int(row["seed"]): float(row["mean_iou"]) for row in csv.DictReader(file)}
     gains = [f"{value - plain[seed]:+.2f}" for seed, value in averaged.items()]
-    text = " ".join(read(ROOT / "docs" / "results.md").split())
+    text = words("docs/results.md")
     assert f"by {gains[0]} and {gains[1]} ({averaged[0]:.2f} and {averaged[1]:.2f}, seeds 0 and 1" in text
 
 
 def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():
-    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    text = words("docs/results.md").replace(" and ", ", ")
     for labels in ("1", "2"):
         scores: dict[bool, list[str]] = {True: [], False: []}
         with (ROOT / "benchmarks" / "results" / "masked_whole_sections.csv").open() as file:
@@ -267,23 +275,17 @@ def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_c
                 if row["labels"] == labels:
                     scores["--pretrained" in row["options"]].append(row["mean_iou"])
         gains = [float(after) - float(before) for after, before in zip(*scores.values(), strict=True)]
-        mean, half = interval(gains)
         assert all(", ".join(values) in text for values in scores.values())
-        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in text
+        assert gain_text(gains) in text
 
 
 def test_the_scores_of_consistency_on_camvid_are_those_of_the_csv():
-    scores: dict[bool, dict[str, str]] = {False: {}, True: {}}
-    with (ROOT / "benchmarks" / "results" / "camvid_consistency.csv").open() as file:
-        for row in csv.DictReader(file):
-            scores["--consistency_weight 1" in row["options"]][row["seed"]] = row["mean_iou"]
-    alone, consistent = ([values[seed] for seed in "012"] for values in scores.values())
+    alone, consistent = scores_by_flag("camvid_consistency.csv", "--consistency_weight 1", seeds="012")
     gains = [float(after) - float(before) for before, after in zip(alone, consistent, strict=True)]
-    mean, half = interval(gains)
-    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    text = words("docs/results.md").replace(" and ", ", ")
     for values in (alone, consistent):
         assert ", ".join(values) in text
-    assert f"That is {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in text
+    assert f"That is {gain_text(gains)}" in text
 
 
 def test_the_scores_of_joint_denoising_are_those_of_the_csv():
@@ -297,14 +299,13 @@ def test_the_scores_of_joint_denoising_are_those_of_the_csv():
     random = {row["seed"]: row["mean_iou"] for row in alone if "--pretrained" not in row["options"]}
     masked = {row["seed"]: row["mean_iou"] for row in alone if "ddep-em-lite0-masked-nc" in row["options"]}
     gains = [float(joint[seed]) - float(random[seed]) for seed in seeds]
-    mean, half = interval(gains)
-    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    text = words("docs/results.md").replace(" and ", ", ")
     for scores in (joint, random):
         assert ", ".join(scores[seed] for seed in seeds) in text
     for scores in (pretrained, masked):
         assert ", ".join(scores[seed] for seed in "567") in text
     assert statistics.mean(float(pretrained[seed]) - float(masked[seed]) for seed in "567") < 0
-    assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}). It is ahead with four of five" in text
+    assert f"{gain_text(gains)}. It is ahead with four of five" in text
     assert sum(gain > 0 for gain in gains) == 4
 
 
@@ -314,7 +315,7 @@ def test_what_pretraining_is_worth_in_labels_is_that_of_the_csv(monkeypatch):
 
     factors = does_it_pay.label_factors(does_it_pay.curves()["em", 600], "masked", "masked_longer")
     shown = " and ".join(f"{factor:.2f} ({low:.2f} to {high:.2f})" for factor, low, high in factors.values())
-    page = " ".join(read(ROOT / "docs" / "does-it-pay.md").split())
+    page = words("docs/does-it-pay.md")
     assert f"gains as much from {shown} times the labels" in page
     # "A fifth to a quarter fewer labels"
     assert all(0.19 < 1 - 1 / factor < 0.26 for factor, _, _ in factors.values())
@@ -344,7 +345,7 @@ def test_where_whole_images_are_labelled_no_gain_but_the_named_one_exceeds_chanc
                     sure.add((data, steps, int(labels), len(difference.by_seed)))
     assert sure == {("nuclei", 600, 48, 2)}
     for page in ("does-it-pay.md", "results.md"):
-        assert "0.5 and +0.4 with the two seeds" in " ".join(read(ROOT / "docs" / page).split())
+        assert "0.5 and +0.4 with the two seeds" in words(f"docs/{page}")
 
 
 def test_the_scores_of_selected_images_are_those_of_the_csv():

@@ -202,7 +202,7 @@ def write_report(study: Study, rows: list[Row], output: Path, *, title: str, sum
     """Writes `report.md` and `figure.png` to `output` from the rows of a study's methods, and returns the report."""
     points = build_curves(row for row in rows if row.method in [method.name for method in study.methods])
     steps = sorted({row.finetuning_steps for row in rows if row.method in points})
-    described = f"Fine-tuning: {' to '.join(map(str, {steps[0]: 0, steps[-1]: 0}))} steps." if steps else ""
+    described = f"Fine-tuning: {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps." if steps else ""
     heading = [f"# {title}", "", *([] if summary is None else [summary, ""]), described, ""]
     report = "\n".join([*heading, *_means_table(study, points), "", *_differences_table(study, points), ""])
     atomic_write(output / "report.md", report)
